@@ -1,0 +1,149 @@
+"""The graph of a model: plain frozen data, in topological order. Meaning is in `fp8np.layers`, checks in `fp8np.check`."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from fp8np.dims import Size
+from fp8np.tensor import QTensor
+
+__all__ = ["Attr", "Constant", "Graph", "Node", "Structure", "Value", "leaves", "map_structure"]
+
+Constant = npt.NDArray[Any] | QTensor
+"""A weight: float32, integer or bool array, or FP8 codes with their scale."""
+
+Attr = Any
+"""None, bool, int, float, str, a `Size`, or a tuple of these."""
+
+Structure = Any
+"""A value's name, None, or a tuple, list or str-keyed dict of structures: the shape of what a model returns."""
+
+
+@dataclass(frozen=True)
+class Value:
+    """A tensor that flows: its name, its shape (sizes may be symbolic) and its element type.
+
+    The element type is NumPy's name ("float32", "int64", "bool", ...) or a format's ("float8_e4m3fn"), in which case the
+    tensor is a `QTensor` when the graph runs.
+    """
+
+    name: str
+    shape: tuple[Size, ...]
+    dtype: str
+
+    def __str__(self) -> str:
+        return f"{self.name}: {self.dtype}[{', '.join(map(str, self.shape))}]"
+
+
+@dataclass(frozen=True)
+class Node:
+    """One application of an op.
+
+    Attributes:
+        name: unique in the graph.
+        op: the name of a row of OPS.
+        inputs: names of values or constants, in the op's order; None for an optional input left out.
+        outputs: names of the values produced.
+        attrs: the op's attributes; those equal to a default may be left out.
+        origin: where this stands in the user's model ("layer1.0.conv1", "model.py:31"), for messages.
+    """
+
+    name: str
+    op: str
+    inputs: tuple[str | None, ...]
+    outputs: tuple[str, ...]
+    attrs: Mapping[str, Attr] = field(default_factory=lambda: MappingProxyType({}))
+    origin: str = ""
+
+    def replace(self, **changes: Any) -> Node:
+        """The same node with some fields changed."""
+        return dataclasses.replace(self, **changes)
+
+
+@dataclass(frozen=True)
+class Graph:
+    """A model.
+
+    Attributes:
+        inputs: what a caller passes, in order.
+        constants: weights by name.
+        nodes: in an order in which each can be computed from what precedes it.
+        values: shape and type of each node output by name.
+        outputs: what the model returns, as a structure of names.
+        meta: free text about the model (source, recipe, ...).
+    """
+
+    inputs: tuple[Value, ...]
+    constants: Mapping[str, Constant]
+    nodes: tuple[Node, ...]
+    values: Mapping[str, Value]
+    outputs: Structure
+    meta: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
+
+    def replace(self, **changes: Any) -> Graph:
+        """The same graph with some fields changed."""
+        return dataclasses.replace(self, **changes)
+
+    def facts(self, name: str) -> Value:
+        """Shape and type of an input, a constant or a node output. Raises KeyError for any other name."""
+        if name in self.values:
+            return self.values[name]
+        if name in self.constants:
+            return constant_value(name, self.constants[name])
+        for value in self.inputs:
+            if value.name == name:
+                return value
+        raise KeyError(name)
+
+    def consumers(self) -> dict[str, list[Node]]:
+        """For each name, the nodes that read it, in order."""
+        readers: dict[str, list[Node]] = {}
+        for node in self.nodes:
+            for name in dict.fromkeys(n for n in node.inputs if n is not None):
+                readers.setdefault(name, []).append(node)
+        return readers
+
+    def __str__(self) -> str:
+        lines = [f"input   {value}" for value in self.inputs]
+        lines += [f"const   {constant_value(name, c)}" for name, c in self.constants.items()]
+        for node in self.nodes:
+            out = ", ".join(str(self.values[o]) for o in node.outputs)
+            args = [str(i) for i in node.inputs] + [f"{k}={v}" for k, v in node.attrs.items()]
+            lines.append(f"{out} = {node.op}({', '.join(args)})" + (f"  # {node.origin}" if node.origin else ""))
+        lines.append(f"return  {self.outputs}")
+        return "\n".join(lines)
+
+
+def constant_value(name: str, constant: Constant) -> Value:
+    """Shape and type of a constant."""
+    if isinstance(constant, QTensor):
+        return Value(name, constant.shape, constant.format.name)
+    return Value(name, constant.shape, np.dtype(constant.dtype).name)
+
+
+def leaves(structure: Structure) -> Iterator[Any]:
+    """The leaves of a structure that are not None, in order."""
+    if isinstance(structure, dict):
+        for part in structure.values():
+            yield from leaves(part)
+    elif isinstance(structure, list | tuple):
+        for part in structure:
+            yield from leaves(part)
+    elif structure is not None:
+        yield structure
+
+
+def map_structure(function: Callable[[Any], Any], structure: Structure) -> Structure:
+    """The same structure with `function` applied to each leaf that is not None."""
+    if isinstance(structure, dict):
+        return {key: map_structure(function, part) for key, part in structure.items()}
+    if isinstance(structure, list | tuple):
+        return type(structure)(map_structure(function, part) for part in structure)
+    return None if structure is None else function(structure)
