@@ -19,13 +19,19 @@ import ast
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 
 from fp8np.errors import GraphError
 
 __all__ = ["Dim", "Size", "evaluate", "parse", "symbol", "symbols"]
 
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,63}")
+_TOKENS = re.compile(r"(?:[ ]|[A-Za-z_][A-Za-z0-9_]*+|[0-9]++(?![A-Za-z_])|//|[-+*()])*+")
+
+# Expressions come from files too. These bounds, far above what models need, keep every operation on them cheap.
 _MAX_TEXT = 1000
+_MAX_TERMS = 256
+_MAX_COEFFICIENT = 2**63
 
 
 @dataclass(frozen=True)
@@ -55,6 +61,8 @@ class Dim:
         return _make(total)
 
     def __mul__(self, other: Size) -> Size:
+        if len(_terms(self)) * len(_terms(other)) > _MAX_TERMS:
+            raise GraphError(f"size ({self})*({other}): expected a product of at most {_MAX_TERMS} terms")
         total: dict[_Monomial, int] = {}
         for m1, c1 in _terms(self):
             for m2, c2 in _terms(other):
@@ -87,9 +95,15 @@ class Dim:
         return hash(self.terms)
 
     def __str__(self) -> str:
+        return self._text
+
+    @cached_property
+    def _text(self) -> str:
         text = ""
         for monomial, coefficient in self.terms:
-            product = "*".join(map(str, monomial))
+            alone = len(monomial) == 1 and coefficient == 1
+            # 2*T//3 would read as (2*T)//3, so a quotient that is multiplied is bracketed: 2*(T//3).
+            product = "*".join(str(atom) if alone or isinstance(atom, str) else f"({atom})" for atom in monomial)
             if not monomial:
                 part = str(abs(coefficient))
             elif abs(coefficient) == 1:
@@ -117,7 +131,7 @@ def symbol(name: str) -> Dim:
 def _terms(size: Size) -> tuple[tuple[_Monomial, int], ...]:
     if isinstance(size, Dim):
         return size.terms
-    return (((), int(size)),)
+    return (((), int(size)),) if size else ()
 
 
 def _make(terms: Mapping[_Monomial, int]) -> Size:
@@ -125,10 +139,17 @@ def _make(terms: Mapping[_Monomial, int]) -> Size:
     if not kept or set(kept) == {()}:
         return kept.get((), 0)
     # Constants last, otherwise by degree (high first) and name: the order in which people write them.
-    return Dim(tuple(sorted(kept.items(), key=lambda t: (-len(t[0]), [str(a) for a in t[0]]))))
+    dim = Dim(tuple(sorted(kept.items(), key=lambda t: (-len(t[0]), [str(a) for a in t[0]]))))
+    if max(map(abs, kept.values())) >= _MAX_COEFFICIENT:
+        raise GraphError(f"size {dim}: expected integers below 2**63")
+    if len(str(dim)) > _MAX_TEXT:
+        raise GraphError(f"size {str(dim)[:60]}...: expected an expression of at most {_MAX_TEXT} characters, got {len(str(dim))}")
+    return dim
 
 
 def _floordiv(a: Size, b: Size) -> Size:
+    if b == 0:
+        raise GraphError(f"size ({a})//0: division by zero")
     if isinstance(a, int) and isinstance(b, int):
         return a // b
     exact = _divide_exactly(a, b)
@@ -136,12 +157,12 @@ def _floordiv(a: Size, b: Size) -> Size:
         return exact
     if isinstance(a, int):
         a = Dim((((), a),))
-    return Dim((((_Quotient(a, b),), 1),))
+    return _make({(_Quotient(a, b),): 1})
 
 
 def _divide_exactly(a: Size, b: Size) -> Size | None:
     divisor = _terms(b)
-    if len(divisor) != 1 or divisor[0][1] == 0:
+    if len(divisor) != 1:
         return 1 if a == b else None
     (monomial, coefficient) = divisor[0]
     quotient: dict[_Monomial, int] = {}
@@ -215,6 +236,9 @@ def parse(text: str | int) -> Size:
         return int(text)
     if len(text) > _MAX_TEXT:
         raise GraphError(f"size expression: expected at most {_MAX_TEXT} characters, got {len(text)}")
+    # Also keeps Python's own parser from warning about text such as "1or 2".
+    if not _TOKENS.fullmatch(text):
+        raise GraphError(f"size expression {text!r}: expected names, integers and + - * //")
     try:
         tree = ast.parse(text, mode="eval")
         return _build(tree.body)
@@ -238,7 +262,5 @@ def _build(node: ast.expr) -> Size:
         if isinstance(node.op, ast.Mult):
             return left * right
         if isinstance(node.op, ast.FloorDiv):
-            if right == 0:
-                raise ValueError("a division by zero")
-            return left // right
+            return _floordiv(left, right)
     raise ValueError(type(node).__name__)

@@ -1,4 +1,4 @@
-'''The table of 8-bit float formats. A format is one row of primary facts; everything else is derived from it.
+"""The table of 8-bit float formats. A format is one row of primary facts; everything else is derived from it.
 
 The bits of a code, for a signed format with ``e`` exponent and ``m`` mantissa bits (1 + e + m = 8)::
 
@@ -12,12 +12,11 @@ Which of the topmost codes are infinity or NaN is the format's `Specials`.
 448.0
 >>> [f.name for f in FORMATS.values() if f.max == 30]
 ['float8_e4m3b11fnuz', 'float8_e3m4fn']
-'''
+"""
 
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import enum
 import math
 import re
@@ -237,6 +236,8 @@ def _by_name(name: str) -> FloatFormat:
     for candidate in (lowered, f"float8_{lowered}"):
         if candidate in FORMATS:
             return FORMATS[candidate]
+    import difflib
+
     close = difflib.get_close_matches(f"float8_{lowered.removeprefix('float8_')}", FORMATS, n=3)
     hint = f"; did you mean {' or '.join(close)}?" if close else f"; known: {', '.join(FORMATS)}"
     raise FormatError(f"unknown format {name!r}{hint}")

@@ -14,7 +14,7 @@ import numpy.typing as npt
 from fp8np.dims import Size
 from fp8np.tensor import QTensor
 
-__all__ = ["Attr", "Constant", "Graph", "Node", "Structure", "Value", "leaves", "map_structure"]
+__all__ = ["Attr", "Constant", "Graph", "Node", "Structure", "Value", "leaves", "map_structure", "pruned"]
 
 Constant = npt.NDArray[Any] | QTensor
 """A weight: float32, integer or bool array, or FP8 codes with their scale."""
@@ -126,6 +126,23 @@ def constant_value(name: str, constant: Constant) -> Value:
     if isinstance(constant, QTensor):
         return Value(name, constant.shape, constant.format.name)
     return Value(name, constant.shape, np.dtype(constant.dtype).name)
+
+
+def pruned(graph: Graph) -> Graph:
+    """The graph without the nodes and constants that no output needs. Inputs stay: they are the model's signature."""
+    needed = set(leaves(graph.outputs))
+    kept: list[Node] = []
+    for node in reversed(graph.nodes):
+        if needed.intersection(node.outputs):
+            kept.append(node)
+            needed.update(name for name in node.inputs if name is not None)
+    nodes = tuple(reversed(kept))
+    outputs = {name for node in nodes for name in node.outputs}
+    return graph.replace(
+        nodes=nodes,
+        constants=MappingProxyType({name: c for name, c in graph.constants.items() if name in needed}),
+        values=MappingProxyType({name: v for name, v in graph.values.items() if name in outputs}),
+    )
 
 
 def leaves(structure: Structure) -> Iterator[Any]:

@@ -132,8 +132,7 @@ def _checked_scale(scale: Any, shape: tuple[int, ...]) -> Floats:
     array = np.asarray(scale, dtype=np.float32)
     if array.ndim not in (0, len(shape)) or any(s not in (1, n) for s, n in zip(array.shape, shape, strict=False)):
         raise ShapeError(
-            f"QTensor: expected a scale of shape () or with {len(shape)} axes, each of length 1 or that of codes {shape}; "
-            f"got {array.shape}"
+            f"QTensor: expected a scale of shape () or with {len(shape)} axes, each of length 1 or that of codes {shape}; got {array.shape}"
         )
     if not (np.isfinite(array).all() and (array > 0).all()):
         raise ScaleError("QTensor: expected finite and positive scales")

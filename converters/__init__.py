@@ -1,0 +1,1 @@
+"""Converters: everything that knows PyTorch or another framework, one file per kind of checkpoint."""

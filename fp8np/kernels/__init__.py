@@ -1,0 +1,1 @@
+"""Compiled kernels. One family a module, rows in one table (`fp8np.kernels._table`); reached only through `select`."""

@@ -1,0 +1,126 @@
+"""The one JIT policy: the only importer of `numba.njit`, the compile options, and where compiled code is kept.
+
+Two decorators:
+
+- `exact`: no floating-point liberties. For everything whose bits are promised.
+- `fused`: the compiler may contract a*b + c into one fused multiply-add, and nothing else: fewer roundings, still the same
+  order of operations on every thread count, but other bits on a CPU without FMA. For ``accumulate="fp32"`` only.
+
+Numba's own cache key sees neither the callees in other files, nor the options, nor globals (Numba issues 1833, 6845). So the
+cache directory is named by a fingerprint of everything that can change the machine code: any edit starts a new directory.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import stat
+import sys
+import warnings
+from collections.abc import Callable, Iterator
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, TypeVar, cast
+
+import llvmlite
+import llvmlite.binding
+import numba
+import numpy as np
+
+from fp8np._settings import cache_dir
+
+__all__ = ["exact", "fused"]
+
+_F = TypeVar("_F", bound=Callable[..., Any])
+
+# error_model="numpy": a division by zero gives inf instead of a check that raises, which would block vectorisation.
+# nogil: kernels own no shared state, so threads of fp8np's own pool run them side by side.
+_OPTIONS: dict[str, Any] = {"nogil": True, "error_model": "numpy"}
+
+
+def exact(function: _F) -> _F:
+    """Compiles `function` on first call, with IEEE semantics throughout."""
+    return _compile(function, fastmath=False)
+
+
+def fused(function: _F) -> _F:
+    """Compiles `function` on first call; multiply-adds may be fused. NaN, infinities and signed zeros keep their meaning."""
+    return _compile(function, fastmath={"contract"})
+
+
+def _compile(function: _F, fastmath: bool | set[str]) -> _F:
+    with _cache_directory() as cache:
+        try:
+            return cast(_F, numba.njit(function, cache=cache, fastmath=fastmath, **_OPTIONS))
+        except RuntimeError:
+            # Numba finds no file to stamp the cache with (a package imported from a zip): go on without.
+            return cast(_F, numba.njit(function, fastmath=fastmath, **_OPTIONS))
+
+
+@contextlib.contextmanager
+def _cache_directory() -> Iterator[bool]:
+    # Numba reads CACHE_DIR only while it decorates; setting it for longer would move the caches of other libraries.
+    directory = _prepared_directory()
+    if directory is None:
+        yield False
+        return
+    before = numba.config.CACHE_DIR
+    numba.config.CACHE_DIR = str(directory)
+    try:
+        yield True
+    finally:
+        numba.config.CACHE_DIR = before
+
+
+@lru_cache(maxsize=1)
+def _prepared_directory() -> Path | None:
+    base = cache_dir()
+    if base is None:
+        return None
+    directory = base / f"kernels-{_fingerprint()}"
+    try:
+        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        problem = _problem(directory)
+    except OSError as error:
+        problem = str(error)
+    if problem:
+        warnings.warn(
+            f"fp8np: compiled kernels cannot be kept in {directory} ({problem}); each process compiles them anew. "
+            "Set FP8NP_CACHE to a writable directory, or to 'off' to silence this.",
+            RuntimeWarning,
+            stacklevel=2,
+        )
+        return None
+    return directory
+
+
+def _problem(directory: Path) -> str | None:
+    # The cache is unpickled when it is read: in a directory that others may write, it would be a way to run their code.
+    if not os.access(directory, os.W_OK | os.X_OK):
+        return "not writable"
+    if hasattr(os, "getuid"):
+        info = directory.stat()
+        if info.st_uid != os.getuid():
+            return "owned by another user"
+        if info.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+            return "writable by other users"
+    return None
+
+
+def _fingerprint() -> str:
+    digest = hashlib.sha256()
+    facts = [
+        sys.version,
+        numba.__version__,
+        llvmlite.__version__,
+        np.__version__,
+        llvmlite.binding.get_process_triple(),
+        llvmlite.binding.get_host_cpu_name(),
+        llvmlite.binding.get_host_cpu_features().flatten(),
+        *(f"{name}={value}" for name, value in sorted(os.environ.items()) if name.startswith("NUMBA_")),
+    ]
+    for path in sorted(Path(__file__).parent.glob("*.py")):
+        facts += [path.name, path.read_text(encoding="utf-8")]
+    digest.update("\0".join(facts).encode())
+    return digest.hexdigest()[:20]

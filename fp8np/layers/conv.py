@@ -1,0 +1,216 @@
+"""conv2d, conv1d: y[o, i, j] = sum over c, p, q of w[o, c, p, q] * x[c, i*stride + p*dilation - pad, j*... ] + bias[o].
+
+x (..., C, H, W), weight (O, C/G, kh, kw), bias (O,), y (..., O, Ho, Wo); conv1d is the same with one axis for two.
+Ho = (H + padding - dilation*(kh - 1) - 1)//stride + 1, padding above and below together. Padding is with zeros.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+from numpy.lib.stride_tricks import sliding_window_view
+
+from fp8np.codec import decode_table
+from fp8np.layers._checks import require, require_floats, require_positive, require_shape
+from fp8np.layers._op import Call, Foreign, Select, Spec, Step, is_fp8, op
+from fp8np.scheme import PerChannel, PerTensor
+from fp8np.tensor import QTensor
+
+Padding = tuple[int, ...] | str
+"""Zeros on both sides of each axis; or "valid" (none), or "same" (as many as keep the size; the odd one comes last)."""
+
+
+def _pads(padding: Padding, kernel: tuple[int, ...], dilation: tuple[int, ...]) -> tuple[tuple[int, int], ...]:
+    """Zeros before and after each axis."""
+    if padding == "same":
+        totals = [d * (k - 1) for d, k in zip(dilation, kernel, strict=True)]
+        return tuple((n // 2, n - n // 2) for n in totals)
+    return tuple((int(p), int(p)) for p in ((0,) * len(kernel) if padding == "valid" else padding))
+
+
+def _shape(
+    name: str,
+    axes: int,
+    x: Spec,
+    weight: Spec,
+    bias: Spec | None,
+    stride: tuple[int, ...],
+    padding: Padding,
+    dilation: tuple[int, ...],
+    groups: int,
+) -> Spec:
+    sizes = "H, W" if axes == 2 else "L"
+    kernel_sizes = "kh, kw" if axes == 2 else "k"
+    require_floats(name, x=x, weight=weight, bias=bias)
+    require_positive(name, stride=stride, dilation=dilation, groups=(groups,))
+    fits = x.ndim > axes and weight.ndim == axes + 2 and x.shape[-axes - 1] == weight.shape[1] * groups
+    expected = f"x (..., C, {sizes}) and weight (O, C/{groups}, {kernel_sizes})"
+    require(fits and weight.shape[0] % groups == 0, name, expected, x=x, weight=weight)
+    require_shape(name, weight.shape[:1], bias=bias)
+    require(len(stride) == len(dilation) == axes, name, f"{axes} strides and dilations", stride=stride, dilation=dilation)
+    if isinstance(padding, str):
+        fits = padding == "valid" or (padding == "same" and set(stride) == {1})
+    else:
+        fits = len(padding) == axes and all(p >= 0 for p in padding)
+    require(fits, name, f'{axes} non-negative paddings, "valid", or, with stride 1, "same"', padding=padding, stride=stride)
+    kernel = weight.shape[2:]
+    out = tuple(
+        (n + before + after - d * (k - 1) - 1) // s + 1
+        for n, k, s, d, (before, after) in zip(x.shape[-axes:], kernel, stride, dilation, _pads(padding, kernel, dilation), strict=True)
+    )
+    require(all(not isinstance(n, int) or n > 0 for n in out), name, "a padded x at least as large as the kernel", x=x, weight=weight)
+    return Spec((*x.shape[: -axes - 1], weight.shape[0], *out))
+
+
+def shape2d(x: Spec, weight: Spec, bias: Spec | None = None, *, stride: Any, padding: Any, dilation: Any, groups: int) -> Spec:
+    """(..., C, H, W), (O, C/G, kh, kw), (O,) -> (..., O, Ho, Wo)"""
+    return _shape("conv2d", 2, x, weight, bias, stride, padding, dilation, groups)
+
+
+def shape1d(x: Spec, weight: Spec, bias: Spec | None = None, *, stride: Any, padding: Any, dilation: Any, groups: int) -> Spec:
+    """(..., C, L), (O, C/G, k), (O,) -> (..., O, Lo)"""
+    return _shape("conv1d", 1, x, weight, bias, stride, padding, dilation, groups)
+
+
+def conv2d(
+    x: Any,
+    weight: Any,
+    bias: Any = None,
+    *,
+    stride: tuple[int, ...],
+    padding: Padding,
+    dilation: tuple[int, ...],
+    groups: int,
+) -> Any:
+    """y[o] = sum over c of weight[o, c] correlated with x[c], + bias[o]"""
+    images = x.reshape(-1, *x.shape[-3:])
+    pads = _pads(padding, weight.shape[2:], dilation)
+    if any(map(any, pads)):
+        images = np.pad(images, ((0, 0), (0, 0), *pads))
+    # One channel a group leaves nothing for a matrix product: 3x3 over 112x112x32 takes a third of the time as shifted products.
+    convolve = _shifted_products if groups == images.shape[1] > 1 else _window_products
+    y = convolve(images, weight, stride, dilation, groups)
+    if bias is not None:
+        y += bias[:, None, None]
+    return y.reshape(*x.shape[:-3], *y.shape[1:])
+
+
+def _out_size(x: Any, weight: Any, stride: tuple[int, ...], dilation: tuple[int, ...]) -> tuple[int, ...]:
+    return tuple((n - d * (k - 1) - 1) // s + 1 for n, k, s, d in zip(x.shape[2:], weight.shape[2:], stride, dilation, strict=True))
+
+
+def _window_products(x: Any, weight: Any, stride: tuple[int, ...], dilation: tuple[int, ...], groups: int) -> Any:
+    """Each window becomes a column; a matrix product for each group and image. x (B, C, H, W), already padded."""
+    o, _, kh, kw = weight.shape
+    (sh, sw), (dh, dw) = stride, dilation
+    out = _out_size(x, weight, stride, dilation)
+    # windows: (B, C, Ho, Wo, kh, kw), a view
+    windows = sliding_window_view(x, (dh * (kh - 1) + 1, dw * (kw - 1) + 1), axis=(2, 3))[:, :, ::sh, ::sw, ::dh, ::dw]
+    rows = weight.reshape(groups, o // groups, -1)
+    y = np.empty((len(x), o, *out), np.result_type(x, weight))
+    # An image at a time: the columns are kh*kw times as large as the image, and a whole batch of them would leave the cache.
+    for image, result in zip(windows, y, strict=True):
+        columns = image.transpose(0, 3, 4, 1, 2).reshape(groups, rows.shape[2], math.prod(out))
+        np.matmul(rows, columns, out=result.reshape(groups, o // groups, math.prod(out)))
+    return y
+
+
+def _shifted_products(x: Any, weight: Any, stride: tuple[int, ...], dilation: tuple[int, ...], groups: int) -> Any:
+    """One channel a group: the sum over the kernel's places of x, shifted, times one weight a channel."""
+    o, _, kh, kw = weight.shape
+    (sh, sw), (dh, dw) = stride, dilation
+    ho, wo = _out_size(x, weight, stride, dilation)
+    taps = weight.reshape(groups, o // groups, kh, kw, 1, 1)
+    y = np.zeros((len(x), groups, o // groups, ho, wo), np.result_type(x, weight))
+    for i in range(kh):
+        for j in range(kw):
+            shifted = x[:, :, None, i * dh : i * dh + sh * (ho - 1) + 1 : sh, j * dw : j * dw + sw * (wo - 1) + 1 : sw]
+            y += shifted * taps[:, :, i, j]
+    return y.reshape(len(x), o, ho, wo)
+
+
+def conv1d(
+    x: Any,
+    weight: Any,
+    bias: Any = None,
+    *,
+    stride: tuple[int, ...],
+    padding: Padding,
+    dilation: tuple[int, ...],
+    groups: int,
+) -> Any:
+    """y[o] = sum over c of weight[o, c] correlated with x[c], + bias[o]"""
+    lifted = {"stride": (1, *stride), "padding": _lift(padding), "dilation": (1, *dilation), "groups": groups}
+    y: Any = conv2d(x[..., None, :], weight[:, :, None], bias, **lifted)
+    return y[..., 0, :]
+
+
+def _lift(padding: Padding) -> Padding:
+    return padding if isinstance(padding, str) else (0, *padding)
+
+
+def bind(call: Call, select: Select) -> Step | None:
+    """FP8 x FP8 goes to the conv2d kernel (conv1d as images of height 1); anything else runs as defined."""
+    weight = call.constants[1]
+    if not isinstance(weight, QTensor) or not is_fp8(call.specs[0]):
+        return None
+    flat = weight.ndim == 3
+    kernel = (1, *weight.shape[2:]) if flat else weight.shape[2:]
+    codes = call.prepare(1, "codes", lambda w: np.ascontiguousarray(w.codes).reshape(*w.shape[:2], *kernel))
+    weight_scale = call.prepare(1, "scale", lambda w: np.broadcast_to(w.scale.reshape(-1), w.shape[:1]).copy())
+    weight_table = decode_table(weight.format)
+    one = (1,) if flat else ()
+    stride, dilation = (*one, *call.attrs["stride"]), (*one, *call.attrs["dilation"])
+    padding = call.attrs["padding"]
+    (top, bottom), (left, right) = _pads(_lift(padding) if flat else padding, kernel, dilation)
+    geometry = np.array([*stride, top, left, *dilation, call.attrs["groups"]], np.int64)
+
+    def step(x: QTensor, _weight: QTensor, bias: Any = None) -> Any:
+        # images: (B, C, H, W)
+        images = np.ascontiguousarray(x.codes).reshape(-1, *((x.shape[-2], 1) if flat else x.shape[-3:-1]), x.shape[-1])
+        padded = (images.shape[2] + top + bottom, images.shape[3] + left + right)
+        size = [(n - d * (k - 1) - 1) // s + 1 for n, k, s, d in zip(padded, kernel, stride, dilation, strict=True)]
+        out = np.empty((len(images), len(codes), *size), np.float32)
+        select("conv2d", x.format, weight.format)(
+            images,
+            decode_table(x.format),
+            codes,
+            weight_table,
+            geometry,
+            x.scale * weight_scale,
+            np.empty(0, np.float32) if bias is None else bias,
+            out,
+        )
+        return out.reshape(*x.shape[:-2], len(codes), size[1]) if flat else out.reshape(*x.shape[:-3], *out.shape[1:])
+
+    return step
+
+
+_ARGS = ("x", "weight", "bias", "stride", "padding", "dilation", "groups")
+_QUANTIZABLE = {"x": PerTensor(), "weight": PerChannel(0)}
+
+op(
+    "conv2d",
+    ("x", "weight", "bias?"),
+    shape=shape2d,
+    define=conv2d,
+    attrs={"stride": (1, 1), "padding": (0, 0), "dilation": (1, 1), "groups": 1},
+    bind=bind,
+    quantizable=_QUANTIZABLE,
+    torch=(Foreign("aten.conv2d.default", _ARGS), Foreign("aten.conv2d.padding", _ARGS)),
+    onnx=("Conv",),
+)
+
+op(
+    "conv1d",
+    ("x", "weight", "bias?"),
+    shape=shape1d,
+    define=conv1d,
+    attrs={"stride": (1,), "padding": (0,), "dilation": (1,), "groups": 1},
+    bind=bind,
+    quantizable=_QUANTIZABLE,
+    torch=(Foreign("aten.conv1d.default", _ARGS), Foreign("aten.conv1d.padding", _ARGS)),
+    onnx=("Conv",),
+)
