@@ -28,7 +28,7 @@ class GraphBuilder:
     >>> print(b.finish(y))
     input   x: float32[B, 3]
     const   weight: float32[2, 3]
-    linear: float32[B, 2] = linear(x, weight)
+    linear: float32[B, 2] = linear(x, weight, None)
     return  linear
     """
 
@@ -70,7 +70,7 @@ class GraphBuilder:
 
         Args:
             op: a row of OPS.
-            inputs: names, None for one left out.
+            inputs: names, None for one left out (those at the end may be missing).
             attrs: those that differ from the defaults.
             name: of the node and of its output (with ".0", ".1", ... where there are several); the op's name by default.
             origin: where this stands in the user's model.
@@ -83,14 +83,14 @@ class GraphBuilder:
         """
         if op not in OPS:
             raise GraphError(f"{origin or name or op}: unknown op {op!r}")
-        name = self._fresh(name or op)
-        node = Node(name, op, inputs, (name,), MappingProxyType(dict(attrs or {})), origin)
+        node = Node(name or op, op, OPS[op].padded(inputs), (), MappingProxyType(dict(attrs or {})), origin)
         specs = infer(node, self.facts)
+        name = self._fresh(node.name)
         several = len(specs) > 1
         names = tuple(self._fresh(f"{name}.{i}") for i in range(len(specs))) if several else (name,)
         for output, spec in zip(names, specs, strict=True):
             self._values[output] = self._facts[output] = Value(output, spec.shape, spec.dtype)
-        self._nodes.append(node.replace(outputs=names))
+        self._nodes.append(node.replace(name=name, outputs=names))
         return names if several else name
 
     def facts(self, name: str) -> Value:

@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from fp8np.data import Batch
 from fp8np.errors import CalibrationError
-from fp8np.graph import Graph
+from fp8np.graph import Graph, Node
 from fp8np.interpret import interpret
 
 __all__ = ["Execute", "MaxObserver", "Progress", "Range", "RangeObserver", "calibrate"]
@@ -93,6 +93,7 @@ def calibrate(
     batches: Iterable[Batch],
     names: Iterable[str],
     *,
+    samples: int | None = None,
     progress: Progress | None = None,
     observer: Callable[[], RangeObserver] = MaxObserver,
     execute: Execute = interpret,
@@ -103,6 +104,8 @@ def calibrate(
         graph: the float32 graph, checked.
         batches: what `fp8np.data.load_batches` gives.
         names: inputs or node outputs of the graph.
+        samples: stop after the batch with which so many have been seen; None: go through all.
+        progress: told about each batch.
         observer: makes an observer for each name.
         execute: what runs the graph.
 
@@ -115,33 +118,42 @@ def calibrate(
     unknown = sorted(set(observers) - set(producers) - {value.name for value in graph.inputs})
     if unknown:
         raise CalibrationError(f"calibration: the graph has no activation {unknown[0]!r}")
-    seen: set[str] = set()
-    total = getattr(batches, "count", None)
-    samples = 0
-
-    def place(name: str) -> str:
-        if name not in producers:
-            return f"input {name!r}"
-        node = producers[name]
-        return f"{name!r}, which node {node.name!r}" + (f" (from {node.origin})" if node.origin else "") + " computes,"
-
+    filled: set[str] = set()
+    done = 0
     for i, batch in enumerate(batches):
 
         def observe(name: str, array: Any, i: int = i) -> None:
             if name not in observers or array.size == 0:
                 return
             if not (np.isfinite(array.min()) and np.isfinite(array.max())):
-                raise CalibrationError(f"calibration: {place(name)} holds NaN or infinity in batch {i}")
+                raise CalibrationError(f"calibration: {_place(name, producers)} holds NaN or infinity in batch {i}")
             observers[name].update(array)
-            seen.add(name)
+            filled.add(name)
 
         execute(graph, batch.inputs, observe=observe)
-        samples += batch.samples
+        done += batch.samples
         if progress is not None:
-            progress("calibrating", i + 1, total)
-    if samples == 0:
+            progress("calibrating", i + 1, _total(batches, batch, samples))
+        if samples is not None and done >= samples:
+            break
+    if done == 0:
         raise CalibrationError("calibration: no samples")
     for name in observers:
-        if name not in seen:
-            raise CalibrationError(f"calibration: {place(name)} is empty in every batch, so it has no range")
-    return {name: Range(*o.limits(), samples) for name, o in observers.items()}
+        if name not in filled:
+            raise CalibrationError(f"calibration: {_place(name, producers)} is empty in every batch, so it has no range")
+    return {name: Range(*o.limits(), done) for name, o in observers.items()}
+
+
+def _place(name: str, producers: Mapping[str, Node]) -> str:
+    if name not in producers:
+        return f"input {name!r}"
+    node = producers[name]
+    return f"{name!r}, computed by {node.op} node {node.name!r}" + (f" (from {node.origin})," if node.origin else ",")
+
+
+def _total(batches: Iterable[Batch], batch: Batch, samples: int | None) -> int | None:
+    """How many batches there will be, going by the size of one."""
+    count: int | None = getattr(batches, "count", None)
+    if samples is None or count is None:
+        return count
+    return min(count, -(-samples // max(batch.samples, 1)))

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +15,7 @@ from fp8np.dims import Dim, symbols
 from fp8np.errors import Fp8npError, GraphError
 from fp8np.formats import FORMATS
 from fp8np.graph import Graph, Node, Value, constant_value, leaves
-from fp8np.layers._op import OPS, Op, Spec
+from fp8np.layers._op import OPS, Spec
 from fp8np.tensor import QTensor
 
 __all__ = ["DTYPES", "INVARIANTS", "Invariant", "check", "infer"]
@@ -59,7 +59,7 @@ def infer(node: Node, facts: Callable[[str], Value]) -> tuple[Spec, ...]:
         GraphError: the op's rule refuses the inputs or the attributes; the message names the node and its origin.
     """
     row = OPS[node.op]
-    specs = [None if name is None else Spec(facts(name).shape, facts(name).dtype) for name in node.inputs]
+    specs = [None if name is None else Spec(facts(name).shape, facts(name).dtype) for name in row.padded(node.inputs)]
     try:
         result = row.shape(*specs, **row.filled(node.attrs))
     except Fp8npError as error:
@@ -112,20 +112,15 @@ def _known_ops(graph: Graph) -> Problems:
 def _arity(graph: Graph) -> Problems:
     for node in graph.nodes:
         row = OPS[node.op]
-        if not _takes(row, len(node.inputs)):
-            yield f"{_place(node)}: {node.op} takes ({', '.join(row.inputs)}), got {len(node.inputs)} inputs"
+        variadic = bool(row.inputs) and row.inputs[-1].endswith("*")
+        if len(node.inputs) != len(row.inputs) and not (variadic and len(node.inputs) >= len(row.inputs) - 1):
+            yield f"{_place(node)}: {node.op} takes ({', '.join(row.inputs)}), got {len(node.inputs)} inputs (None stands for one left out)"
         for i, name in enumerate(node.inputs):
             mark = row.inputs[min(i, len(row.inputs) - 1)]
             if name is None and mark[-1] not in "?*":
                 yield f"{_place(node)}: input {mark!r} of {node.op} is required"
         if not node.outputs:
             yield f"{_place(node)}: a node needs at least one output"
-
-
-def _takes(row: Op, n: int) -> bool:
-    if row.inputs and row.inputs[-1].endswith("*"):
-        return n >= len(row.inputs) - 1
-    return n <= len(row.inputs) and all(name.endswith("?") for name in row.inputs[n:])
 
 
 def _attributes(graph: Graph) -> Problems:
@@ -177,7 +172,8 @@ def _not_structure(part: object, depth: int) -> str:
 
 
 def _meta(graph: Graph) -> Problems:
-    for key, value in graph.meta.items():
+    meta: Mapping[Any, Any] = graph.meta
+    for key, value in meta.items():
         if not isinstance(key, str) or not isinstance(value, str):
             yield f"expected str, got {key!r}: {type(value).__name__}"
 

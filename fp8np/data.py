@@ -178,11 +178,10 @@ def _read(path: Path) -> dict[str, npt.NDArray[Any]]:
     if path.suffix not in _SUFFIXES:
         raise CalibrationError(f"{path}: expected an npz or npy file, a folder of them, or package.module:function")
     try:
-        loaded = np.load(path, allow_pickle=False)
-        if isinstance(loaded, np.ndarray):
-            return {"arr_0": loaded}
-        with loaded:
-            return {name: loaded[name] for name in loaded.files}
+        # Opened here: given a path, np.load leaves the file open when it turns out not to be a zip.
+        with path.open("rb") as file:
+            loaded = np.load(file, allow_pickle=False)
+            return {"arr_0": loaded} if isinstance(loaded, np.ndarray) else dict(loaded)
     except (OSError, ValueError, EOFError, KeyError, SyntaxError, zipfile.BadZipFile, zlib.error) as error:
         raise CalibrationError(f"{path}: not readable as NumPy data: {error}") from error
 

@@ -84,6 +84,8 @@ class FloatFormat:
         >>> get_format("float8_e4m3").with_bias(11).max
         15.0
         """
+        if not self.signed:
+            raise FormatError(f"{self.name}: only signed formats take another bias")
         if not 0 <= bias <= 127:
             raise FormatError(f"{self.name}: bias must be in 0..127, got {bias}")
         if bias == self.bias:

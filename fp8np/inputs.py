@@ -18,7 +18,8 @@ def declared_arrays(declared: Sequence[Value], inputs: Any) -> dict[str, Any]:
     """An array for each declared input, of its shape and type.
 
     Args:
-        declared: what the model takes. inputs: an array (one input), a sequence in order, or a mapping by name.
+        declared: what the model takes.
+        inputs: an array (one input), a sequence in order, or a mapping by name.
 
     Raises:
         InputError: an input is missing, unknown, or of a wrong shape or type.

@@ -147,15 +147,19 @@ def _floats(name: str | None, weights: Weights, dequantized: dict[str, Any]) -> 
     if name is None or not isinstance(weights.constants.get(name), QTensor):
         return name
     alias = f"{name}\0float32"
-    dequantized[alias] = weights.prepare("", name, "float32", dequantize)
+    dequantized[alias] = weights.prepare("", name, "float32", _dequantized)
     return alias
+
+
+def _dequantized(constant: Constant) -> Any:
+    return dequantize(constant) if isinstance(constant, QTensor) else constant
 
 
 def _as_defined(row: Op, attrs: Mapping[str, Any]) -> Step:
     define = row.define
 
     def step(*args: Any) -> Any:
-        return define(*[dequantize(a) if isinstance(a, QTensor) else a for a in args], **attrs)
+        return define(*[_dequantized(a) for a in args], **attrs)
 
     return step
 
@@ -164,7 +168,7 @@ def _last_use(graph: Graph) -> dict[str, int]:
     last: dict[str, int] = {}
     for i, node in enumerate(graph.nodes):
         for name in (*node.outputs, *node.inputs):
-            if name in graph.values:
+            if name is not None and name in graph.values:
                 last[name] = i
     for name in leaves(graph.outputs):
         last.pop(name, None)

@@ -34,6 +34,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
+from functools import lru_cache
 from types import MappingProxyType
 
 from fp8np.errors import PolicyError
@@ -90,6 +91,7 @@ PRESETS: Mapping[str, Mapping[str, Policy]] = MappingProxyType(
 """What others do: preset -> canonical format name -> policy. A vendor's row holds the formats that the vendor defines."""
 
 
+@lru_cache(maxsize=256)
 def resolve(
     fmt: FloatFormat,
     *,

@@ -83,7 +83,11 @@ def encode(
     the smallest value under every policy and rounding: there is nothing below to round to.
 
     Args:
+        fmt: the format.
         x: an int, a Fraction, or a float (exactly what it is; NaN, infinities and -0.0 included).
+        overflow: a name of `policy.OVERFLOW`.
+        rounding: a name of `policy.ROUNDING`.
+        nan: a name of `policy.NAN`.
         random_bits: (R, N), the random integer R of N bits, for stochastic rounding.
 
     >>> from fp8np.formats import get_format
@@ -130,4 +134,4 @@ def _away(low: int, nu: Fraction, rounding: str, negative: bool, random_bits: tu
     if rounding in ("up", "down"):
         return nu > 0 and (rounding == "down") == negative
     bits, width = random_bits
-    return math.floor(nu * 2**width) + bits >= 2**width
+    return math.floor(nu * (1 << width)) + bits >= 1 << width

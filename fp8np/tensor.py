@@ -123,7 +123,7 @@ class QTensor:
 
 def _format_of_dtype(dtype: np.dtype[Any]) -> FloatFormat | None:
     # ml_dtypes registers its types as user-defined ("V" kind, or "f" for some) one-byte dtypes under their own name.
-    if dtype.itemsize != 1 or not dtype.name.startswith("float"):
+    if dtype == np.uint8 or dtype.itemsize != 1 or not dtype.name.startswith("float"):
         return None
     return get_format(dtype.name)
 

@@ -7,8 +7,6 @@ could call, or whose attributes it could set.
 
 Every pickle is read twice. The *survey* executes the stack instructions alone: nothing is built, every name is collected,
 and a file with a name outside the table is refused with the complete list. Only then the *build* makes values.
-
-Left out on purpose: extension codes, out-of-band buffers and NEWOBJ_EX, which no checkpoint needs.
 """
 
 from __future__ import annotations
@@ -208,15 +206,15 @@ class _Machine:
 
     def list_of_mark(self, _: Any) -> None:
         items = self.pop_mark(None)
-        self._stack.append(items if self._load else [])
+        self.push(items if self._load is not None else [])
 
     def dict_of_mark(self, _: Any) -> None:
         items = self.pop_mark(None)
-        self._stack.append(_pairs(items) if self._load else {})
+        self._stack.append(_pairs(items) if self._load is not None else {})
 
     def frozenset_of_mark(self, _: Any) -> None:
         items = self.pop_mark(None)
-        self._stack.append(frozenset(plain_set(items)) if self._load else frozenset())
+        self._stack.append(frozenset(plain_set(items)) if self._load is not None else frozenset())
 
     def append(self, _: Any) -> None:
         self._extend(list, [self._stack.pop()])
@@ -269,7 +267,7 @@ class _Machine:
         self._stack.append(known or Global(f"{module}.{name}"))
 
     def instance(self, arg: str) -> None:
-        # INST and OBJ make instances of Python 2 classes. No name in the table is one.
+        # INST and OBJ: instances of Python 2 classes, none of which is in the table.
         self.pop_mark(None)
         self._found.names.append(arg.replace(" ", "."))
         self._stack.append(_OPAQUE)
@@ -291,11 +289,9 @@ class _Machine:
     def reduce(self, _: Any) -> None:
         args = self._stack.pop()
         function = self._stack.pop()
-        if self._load is None:
-            self._stack.append(_OPAQUE)
-        else:
+        if self._load is not None:
             self._charge(args)
-            self._stack.append(call(function, args))
+        self._stack.append(_OPAQUE if self._load is None else call(function, args))
 
     def _charge(self, args: Any) -> None:
         if isinstance(args, tuple):

@@ -8,7 +8,7 @@ import numpy as np
 
 from fp8np.kernels._jit import exact
 
-__all__ = ["float32_bits", "float32_of"]
+__all__ = ["float32_bits", "float32_of", "float64_bits", "float64_of"]
 
 
 @exact
@@ -21,3 +21,15 @@ def float32_bits(x: Any) -> Any:
 def float32_of(bits: Any) -> Any:
     """float32 with the bits of a uint32."""
     return np.uint32(bits).view(np.float32)
+
+
+@exact
+def float64_bits(x: Any) -> Any:
+    """int64 with the bits of a float64."""
+    return np.float64(x).view(np.int64)
+
+
+@exact
+def float64_of(bits: Any) -> Any:
+    """float64 with the bits of an int64."""
+    return np.int64(bits).view(np.float64)

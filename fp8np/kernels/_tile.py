@@ -120,7 +120,7 @@ def load_rows(out: Floats, row: int, stop: int, lane: int, lanes: int, tile: Flo
         run = min(size - start, lanes - n)
         for r in range(row, stop):
             t = (r - row) * LANES + n
-            # Slices, because an index whose sign the compiler cannot see keeps it from vectorising (4 times slower).
+            # Slices, because an index whose sign the compiler cannot see keeps it from vectorising (six times slower).
             source = out[b, r, start : start + run]
             target = tile[t : t + run]
             for j in range(run):

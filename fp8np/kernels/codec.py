@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from fp8np.kernels import _rule as R
+from fp8np.kernels import _rule
 from fp8np.kernels._bits import float32_bits, float32_of
 from fp8np.kernels._jit import exact
 from fp8np.kernels._table import kernel
@@ -45,21 +45,21 @@ def _signed(fmt: Any) -> bool:
 @exact
 def _encode_parameters(rule: Any) -> Any:
     # rule: int64[13] -> what `_encoded` keeps in registers. 2^m by multiplication: see the module's note on shifts.
-    m = rule[R.MANTISSA_BITS]
-    smallest = (rule[R.MIN_EXPONENT] + 127) << 23
-    beyond = (rule[R.MAX_EXPONENT] + 1 + 127) << 23
+    m = rule[_rule.MANTISSA_BITS]
+    smallest = (rule[_rule.MIN_EXPONENT] + 127) << 23
+    beyond = (rule[_rule.MAX_EXPONENT] + 1 + 127) << 23
     return (
         _U(1 << m),
         _U(smallest),
         _U(beyond),
         _U((23 - m) << 23),
         _U((smallest >> 23) << m),
-        _U(rule[R.TOP]),
-        _U(rule[R.OVERFLOW]),
-        _U(rule[R.INFINITY]),
-        _U(rule[R.NAN]),
-        _U(rule[R.NAN] ^ rule[R.NAN_NEGATIVE]),
-        _U(rule[R.ZERO_SIGN]),
+        _U(rule[_rule.TOP]),
+        _U(rule[_rule.OVERFLOW]),
+        _U(rule[_rule.INFINITY]),
+        _U(rule[_rule.NAN]),
+        _U(rule[_rule.NAN] ^ rule[_rule.NAN_NEGATIVE]),
+        _U(rule[_rule.ZERO_SIGN]),
     )
 
 
@@ -168,6 +168,9 @@ def amax(x: Any, out: Any) -> None:
     """x f32 (outer, C, inner) -> out f32 (C,), the largest finite magnitude of each channel: NaN and infinities are left out."""
     outer, channels, inner = x.shape
     bits, largest = _read_only(x.view(np.uint32)), out.view(np.uint32)
+    if x.size == 0:
+        largest[:] = 0
+        return
     if inner == 1 and channels > 1:
         columns = bits.reshape(outer, channels)
         parallel_for(lambda start, stop: _amax_columns(columns, start, stop, largest), channels, x.size)
@@ -191,64 +194,108 @@ def _rows(outer: int, channels: int, inner: int) -> tuple[int, int]:
 # |x| = significand * 2^(exponent - 52) is cut at the weight of the format's last bit, 2^(grid - m), where grid is the
 # exponent, not below that of the smallest normal value:
 #
-#     significand   1ffff|ffffffffffff      drop = 52 - m + grid - exponent bits to the right of the cut
-#                    kept rest
+#     significand    1ffff|fffffffffff       cut = 52 - m + grid - exponent bits to the right of |
+#                 +       |addend            the rounding: what is added before the cut
 #
-# A drop beyond 63 leaves kept = 0 and a rest under half in any case, so the shift stops there.
+#     nearest, ties away       10000000000   half a step
+#     nearest, ties to even    0111111111o   the same, one less where the last bit kept is even
+#     away from zero           11111111111
+#     toward zero              00000000000
+#     stochastic, N bits       RRRR0000000   R, left-aligned
+#
+# A number far below the smallest step has a cut of up to 1074 - m bits. From 62 on the significand is moved right instead; a bit lost
+# on the way leaves its mark in the last place, which lies far below the half and the random bits.
 
 
 @exact
-def _encode_f64(x: Any, rule: Any, random: Any, width: Any, out: Any) -> None:
-    # x: i64 (n,) bits of float64; random: u32 (n,) with `width` random bits each, (0,) if not stochastic; out: u8 (n,)
-    m = rule[R.MANTISSA_BITS]
-    min_exponent = rule[R.MIN_EXPONENT]
-    mode = rule[R.ROUNDING_MODE]
-    one = np.int64(1)
+def _cut(bits: Any, m: Any, min_exponent: Any, base: Any) -> Any:
+    # bits: i64 of a positive float64 -> significand, cut, and the magnitude before rounding less the part that is cut
+    field = bits >> 52
+    exponent = max(field, np.int64(1)) - 1023
+    significand = (bits & np.int64(0xFFFFFFFFFFFFF)) | (min(field, np.int64(1)) << 52)
+    grid = max(exponent, min_exponent)
+    drop = 52 - m + grid - exponent
+    cut = min(drop, np.int64(62))
+    beyond = min(drop - cut, np.int64(63))
+    moved = significand >> beyond
+    moved |= np.int64((moved << beyond) != significand)
+    return moved, cut, ((grid - min_exponent) << m) - base
+
+
+@exact
+def _limits(rule: Any) -> Any:
+    # rule: int64[13] -> what `_finished` keeps in registers: read in the loop, it could alias the codes written there.
+    return (
+        rule[_rule.TOP],
+        rule[_rule.OVERFLOW],
+        rule[_rule.OVERFLOW_NEGATIVE],
+        rule[_rule.INFINITY],
+        rule[_rule.NAN],
+        rule[_rule.NAN_NEGATIVE],
+        rule[_rule.SIGN],
+        rule[_rule.ZERO_SIGN],
+    )
+
+
+@exact
+def _finished(bits: Any, magnitude: Any, limits: Any) -> Any:
+    # bits: i64 of the float64; magnitude: rounded, the exponent unbounded -> u8 code
+    top, overflow, overflow_negative, infinity, nan, nan_negative, sign, zero_sign = limits
+    negative = bits < 0
+    a = bits & np.int64(0x7FFFFFFFFFFFFFFF)
+    infinite = np.int64(0x7FF0000000000000)
+    magnitude = max(magnitude, np.int64(0))
+    beyond = overflow_negative if negative else overflow
+    magnitude = beyond if magnitude > top else magnitude
+    magnitude = infinity if a == infinite else magnitude
+    sign = zero_sign if magnitude == 0 else sign
+    code = magnitude | (sign if negative else np.int64(0))
+    nan = nan_negative if negative else nan
+    return np.uint8(nan if a > infinite else code)
+
+
+@exact
+def _encode_f64(x: Any, rule: Any, out: Any) -> None:
+    # x: i64 (n,) bits of float64; out: u8 (n,)
+    m, min_exponent, base = rule[_rule.MANTISSA_BITS], rule[_rule.MIN_EXPONENT], rule[_rule.BASE]
+    mode = rule[_rule.ROUNDING_MODE]
+    to_even = np.int64(mode == _rule.NEAREST_EVEN)
+    nearest = to_even == 1 or mode == _rule.NEAREST_AWAY
+    up = np.int64(mode == _rule.UP)
+    down = np.int64(mode == _rule.DOWN)
+    limits = _limits(rule)
     for i in range(x.size):
-        negative = x[i] < 0
-        a = x[i] & np.int64(0x7FFFFFFFFFFFFFFF)
-        if a > np.int64(0x7FF0000000000000):
-            out[i] = rule[R.NAN_NEGATIVE] if negative else rule[R.NAN]
-            continue
-        field = a >> 52
-        exponent = max(field, one) - 1023
-        significand = (a & ((one << 52) - 1)) | (min(field, one) << 52)
-        grid = max(exponent, min_exponent)
-        drop = 52 - m + grid - exponent
-        cut = min(drop, np.int64(63))
-        kept = significand >> cut
-        rest = significand - (kept << cut)
-        half = one << (cut - 1)
-        magnitude = ((grid - min_exponent) << m) + kept - rule[R.BASE]
-        away = False
-        if mode == R.NEAREST_EVEN:
-            away = rest > half or (rest == half and (magnitude & 1) == 1)
-        elif mode == R.NEAREST_AWAY:
-            away = rest >= half
-        elif mode == R.UP:
-            away = rest != 0 and not negative
-        elif mode == R.DOWN:
-            away = rest != 0 and negative
-        elif mode == R.STOCHASTIC:
-            away = (rest >> min(drop - width, np.int64(63))) + np.int64(random[i]) >= one << width
-        magnitude = max(magnitude + np.int64(away), np.int64(0))
-        if magnitude > rule[R.TOP]:
-            magnitude = rule[R.OVERFLOW_NEGATIVE] if negative else rule[R.OVERFLOW]
-        if a == np.int64(0x7FF0000000000000):
-            magnitude = rule[R.INFINITY]
-        sign = rule[R.ZERO_SIGN] if magnitude == 0 else rule[R.SIGN]
-        out[i] = magnitude | (sign if negative else 0)
+        significand, cut, rest = _cut(x[i] & np.int64(0x7FFFFFFFFFFFFFFF), m, min_exponent, base)
+        step = np.int64(1) << cut
+        even = to_even & ~((significand >> cut) + rest)
+        away = down if x[i] < 0 else up
+        addend = (step >> 1) - even if nearest else (step - 1) * away
+        out[i] = _finished(x[i], ((significand + addend) >> cut) + rest, limits)
+
+
+@exact
+def _encode_f64_stochastic(x: Any, rule: Any, random: Any, width: Any, out: Any) -> None:
+    # x: i64 (n,) bits of float64; random: u32 (n,), integers below 2^width; width: at most 32; out: u8 (n,)
+    m, min_exponent, base = rule[_rule.MANTISSA_BITS], rule[_rule.MIN_EXPONENT], rule[_rule.BASE]
+    limits = _limits(rule)
+    for i in range(x.size):
+        significand, cut, rest = _cut(x[i] & np.int64(0x7FFFFFFFFFFFFFFF), m, min_exponent, base)
+        addend = np.int64(random[i]) << (cut - width)
+        out[i] = _finished(x[i], ((significand + addend) >> cut) + rest, limits)
 
 
 def encode_f64(x: Any, rule: Any, random: Any, width: int, out: Any) -> None:
     """x f64 (n,) -> out u8 (n,), rounded as the rule says. Unsigned formats get the code of |x|.
 
-    random: u32 (n,), integers below 2**width; (0,) unless the rounding is stochastic.
+    random: u32 (n,), integers below 2**width; read only for stochastic rounding.
     """
     bits, random = _read_only(x.view(np.int64)), _read_only(random)
 
     def run(start: int, stop: int) -> None:
-        _encode_f64(bits[start:stop], rule, random[start:stop], width, out[start:stop])
+        if rule[_rule.ROUNDING_MODE] == _rule.STOCHASTIC:
+            _encode_f64_stochastic(bits[start:stop], rule, random[start:stop], width, out[start:stop])
+        else:
+            _encode_f64(bits[start:stop], rule, out[start:stop])
 
     parallel_for(run, x.size, x.size)
 
@@ -266,14 +313,14 @@ def encode_f64(x: Any, rule: Any, random: Any, width: int, out: Any) -> None:
 @exact
 def _decode_f32(codes: Any, rule: Any, out: Any) -> None:
     # codes: u8 (n,); out: u32 (n,) bits of float32
-    m = rule[R.MANTISSA_BITS]
+    m = rule[_rule.MANTISSA_BITS]
     up = _U(np.int64(1) << (23 - m))
     first_normal = _U(np.int64(1) << m)
-    rebias = _U((rule[R.MIN_EXPONENT] - 1 + 127) << 23)
-    g = _U((rule[R.MIN_EXPONENT] - m + 23 + 127) << 23)
-    infinity = _U(rule[R.INFINITY])
-    top = _U(rule[R.TOP])
-    lone_nan = _U(rule[R.NAN] if rule[R.ZERO_SIGN] == 0 else 0x100)
+    rebias = _U((rule[_rule.MIN_EXPONENT] - 1 + 127) << 23)
+    g = _U((rule[_rule.MIN_EXPONENT] - m + 23 + 127) << 23)
+    infinity = _U(rule[_rule.INFINITY] if rule[_rule.INFINITY] != rule[_rule.NAN] else 0x100)
+    top = _U(rule[_rule.TOP])
+    lone_nan = _U(rule[_rule.NAN] if rule[_rule.ZERO_SIGN] == 0 else 0x100)
     for i in range(codes.size):
         code = _U(codes[i])
         magnitude = _U(code & _U(0x7F))

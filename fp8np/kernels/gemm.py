@@ -62,9 +62,7 @@ def _fill(b: Codes, b_table: Floats, first: int, lanes: int, k0: int, depth: int
 
 
 @exact
-def _finish(
-    out: Floats, row: int, stop: int, first: int, end: int, row_scale: Floats, column_scale: Floats, bias: Floats
-) -> None:
+def _finish(out: Floats, row: int, stop: int, first: int, end: int, row_scale: Floats, column_scale: Floats, bias: Floats) -> None:
     # out f32 (M, N): scales and bias on rows row .. stop, columns first .. end.
     for m in range(row, stop):
         scale = row_scale[m] if row_scale.size > 1 else row_scale[0]

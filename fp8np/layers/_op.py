@@ -95,7 +95,7 @@ class Call:
     specs: tuple[Spec | None, ...]
     constants: tuple[Constant | None, ...]
     attrs: Mapping[str, Any]
-    prepare: Callable[[int, str, Callable[[Constant], Any]], Any]
+    prepare: Callable[[int, str, Callable[[Any], Any]], Any]
 
 
 @dataclass(frozen=True)
@@ -132,6 +132,11 @@ class Op:
     def input_names(self) -> tuple[str, ...]:
         """Input names without their marks."""
         return tuple(name.rstrip("?*") for name in self.inputs)
+
+    def padded(self, inputs: tuple[str | None, ...]) -> tuple[str | None, ...]:
+        """The inputs of a node in full: None for each of those left out at the end."""
+        fixed = len(self.inputs) - any(name.endswith("*") for name in self.inputs)
+        return inputs + (None,) * (fixed - len(inputs))
 
     def input_name(self, index: int) -> str:
         """The name of the input at a position; those of a variadic op share one."""

@@ -14,10 +14,10 @@ import numpy as np
 
 from fp8np.codec import decode_table, quantize, scale_for
 from fp8np.dims import Size
-from fp8np.formats import FloatFormat
+from fp8np.formats import FloatFormat, get_format
 from fp8np.layers._checks import require, require_floats, require_positive, require_shape
 from fp8np.layers._op import Call, Select, Spec, is_fp8
-from fp8np.tensor import QTensor
+from fp8np.tensor import Codes, Floats, QTensor
 
 State = tuple[Any, ...]
 """(h,) or (h, c), each (B, H)."""
@@ -29,9 +29,7 @@ Multiply = Callable[[Any, int], Any]
 """multiply(x, i): x (..., K) @ weights[i]^T -> (..., g*H), a new array."""
 
 
-def check_weights(
-    name: str, gates: int, x: Spec, weights: tuple[Spec, ...], bias: bool, num_layers: int, directions: int
-) -> Size:
+def check_weights(name: str, gates: int, x: Spec, weights: tuple[Spec, ...], bias: bool, num_layers: int, directions: int) -> Size:
     """Raises unless the weights are those of the module's docstring; returns H."""
     per_cell = 4 if bias else 2
     require_floats(name, x=x, **{f"weight {i}": w for i, w in enumerate(weights)})
@@ -63,24 +61,89 @@ def float_products(weights: tuple[Any, ...]) -> Multiply:
 
 
 def fp8_products(call: Call, select: Select, first: int) -> Callable[[Any], Multiply] | None:
-    """Products of FP8 codes, given the initial h; None where x or a matrix among inputs `first`, ... is not FP8.
+    """Products of FP8 codes, given the initial h; None where x, or a matrix among the inputs from `first` on, is not FP8.
 
-    The codes of h have a fixed scale. After the first step |h| <= max(1, |initial h|): o * tanh(c) and a mean of tanh(...) and h
-    stay within 1 and within h. What calibration could find is known beforehand.
+    What multiplies weight_hh is h, encoded at each step with a fixed scale, which no calibration needs to find: after the first
+    step |h| <= max(1, |initial h|), since o * tanh(c) is within 1, and a mean of tanh(...) and h within the larger of them.
     """
+    x = call.specs[0]
     matrices = [i for i in range(first, len(call.specs)) if (spec := call.specs[i]) is not None and spec.ndim == 2]
-    if not is_fp8(call.specs[0]) or not all(isinstance(call.constants[i], QTensor) for i in matrices):
+    if x is None or not is_fp8(x) or not all(isinstance(call.constants[i], QTensor) for i in matrices):
         return None
-    codes = {i - first: call.prepare(i, "codes", lambda w: np.ascontiguousarray(w.codes)[None]) for i in matrices}
-    scales = {i - first: call.prepare(i, "scale", lambda w: np.ascontiguousarray(w.scale.reshape(-1))) for i in matrices}
-    formats: dict[int, FloatFormat] = {i - first: call.constants[i].format for i in matrices}  # type: ignore[union-attr]
-    return lambda h: _Fp8Products(select, codes, scales, formats, h)
+    fmt = get_format(x.dtype)
+    prepared = {i - first: call.prepare(i, "rows", _weight_rows) for i in matrices}
+
+    def products(h: Any) -> Multiply:
+        # Five exponent bits hold [-1, 1] down to 2**-14 as it stands: a direct cast, as the paper's E5M2 is.
+        scale = 1.0 if fmt.exponent_bits >= 5 else scale_for(max(1.0, float(np.abs(h).max(initial=0))), fmt)
+
+        def multiply(x: Any, i: int) -> Any:
+            if not isinstance(x, QTensor):
+                x = quantize(x, fmt, scale=scale)
+            codes, weight_scale, weight_format = prepared[i]
+            rows = np.ascontiguousarray(x.codes).reshape(1, -1, x.shape[-1])
+            out = np.zeros((1, rows.shape[1], codes.shape[1]), np.float32)
+            select("gemm", fmt, weight_format)(
+                rows, decode_table(fmt), codes, decode_table(weight_format), x.scale.reshape(1), weight_scale, _NO_BIAS, out
+            )
+            return out.reshape(*x.shape[:-1], codes.shape[1])
+
+        return multiply
+
+    return products
 
 
-class _Fp8Products:
-    def __init__(self, select: Select, codes: Any, scales: Any, formats: dict[int, FloatFormat], h: Any) -> None:
-        self.select, self.codes, self.scales, self.formats = select, codes, scales, formats
-        self.largest = max(1.0, float(np.abs(h).max(initial=0)))
+_NO_BIAS = np.empty(0, np.float32)
 
-    def __call__(self, x: Any, i: int) -> Any:
-        ...
+
+def _weight_rows(weight: Any) -> tuple[Codes, Floats, FloatFormat]:
+    return np.ascontiguousarray(weight.codes)[None], np.ascontiguousarray(weight.scale.reshape(-1)), weight.format
+
+
+def sigmoid(x: Any) -> Any:
+    """1 / (1 + e^-x); the caller silences the overflow of e^-x, which gives 0 as it should."""
+    return 1 / (1 + np.exp(-x))
+
+
+def initial(h: Any, cells: int, x: Any, hidden: int, batch_first: bool) -> Any:
+    """h (cells, B, H), or zeros where it is left out."""
+    dtype = np.float32 if isinstance(x, QTensor) else x.dtype
+    return np.zeros((cells, x.shape[0 if batch_first else 1], hidden), dtype) if h is None else h
+
+
+@np.errstate(over="ignore")
+def walk(
+    cell: Cell, x: Any, state: State, weights: tuple[Any, ...], multiply: Multiply, *, bias: bool, bidirectional: bool, batch_first: bool
+) -> tuple[Any, ...]:
+    """All layers over all of time.
+
+    x (T, B, I), or with batch_first (B, T, I), may be a QTensor if `multiply` takes one; state holds arrays (cells, B, H), a cell
+    for each layer and direction. Returns y (T, B, H * directions), or (B, T, ...), and the final state, shaped like `state`.
+    """
+    per_cell = 4 if bias else 2
+    directions = 2 if bidirectional else 1
+    y = x.transpose(1, 0, 2) if batch_first else x
+    finals: list[State] = []
+    while len(finals) < len(state[0]):
+        sides = []
+        for backward in range(directions):
+            place = len(finals) * per_cell
+            b_ih, b_hh = weights[place + 2 : place + 4] if bias else (0, 0)
+            # The products of the input are one product over all of time: (T, B, g*H).
+            gates = multiply(y, place) + b_ih
+            now = tuple(s[len(finals)] for s in state)
+            hidden = np.empty((*gates.shape[:2], now[0].shape[1]), gates.dtype)
+            for t in reversed(range(len(gates))) if backward else range(len(gates)):
+                now = cell(gates[t], multiply(now[0], place + 1) + b_hh, now)
+                hidden[t] = now[0]
+            finals.append(now)
+            sides.append(hidden)
+        y = np.concatenate(sides, axis=2) if bidirectional else sides[0]
+    return (np.ascontiguousarray(y.transpose(1, 0, 2)) if batch_first else y, *(np.stack(s) for s in zip(*finals, strict=True)))
+
+
+@np.errstate(over="ignore")
+def one_step(cell: Cell, x: Any, state: State, bias_ih: Any, bias_hh: Any, multiply: Multiply) -> State:
+    """The state (B, H) after x (B, I); ``multiply(., 0)`` and ``multiply(., 1)`` are the products with weight_ih and weight_hh."""
+    x_gates, h_gates = multiply(x, 0), multiply(state[0], 1)
+    return cell(x_gates if bias_ih is None else x_gates + bias_ih, h_gates if bias_hh is None else h_gates + bias_hh, state)

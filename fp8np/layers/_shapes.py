@@ -98,9 +98,7 @@ def spatial(op: str, shape: Shape, n: int) -> tuple[Shape, Shape]:
     return shape[:-n], shape[-n:]
 
 
-def windows(
-    op: str, size: Size, kernel: int, stride: int, padding: int, dilation: int = 1, ceil_mode: bool = False
-) -> Size:
+def windows(op: str, size: Size, kernel: int, stride: int, padding: int, dilation: int = 1, ceil_mode: bool = False) -> Size:
     """How many windows fit on an axis: floor((size + 2 padding - span) / stride) + 1, or with ceil.
 
     With ceil the last window may hang over the end, but one that would start behind the data is dropped.

@@ -24,9 +24,7 @@ def _same(name: str) -> Callable[..., Spec]:
     return shape
 
 
-def _row(
-    define: Callable[..., Any], torch: tuple[Foreign, ...], attrs: dict[str, Any] | None = None, onnx: tuple[str, ...] = ()
-) -> None:
+def _row(define: Callable[..., Any], torch: tuple[Foreign, ...], attrs: dict[str, Any] | None = None, onnx: tuple[str, ...] = ()) -> None:
     # Inf - Inf and 0 * Inf are NaN by the formula, and the tails may overflow or underflow on the way to the right value.
     quiet = np.errstate(all="ignore")(define)
     name = define.__name__

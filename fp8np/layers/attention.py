@@ -68,7 +68,7 @@ def attention(
     factor = 1 / math.sqrt(query.shape[-1]) if scale is None else scale
     scores = (query * factor) @ key.swapaxes(-1, -2)
     if is_causal:
-        scores[..., ~np.tri(*scores.shape[-2:], dtype=bool)] = -np.inf
+        scores[..., np.tri(*scores.shape[-2:]) == 0] = -np.inf
     if attn_mask is not None:
         scores = np.where(attn_mask, scores, -np.inf) if attn_mask.dtype == bool else scores + attn_mask
     # A row of -inf keeps 0 as its maximum, so that its exponentials are 0 and not NaN; its sum is then 0, and divides as 1.

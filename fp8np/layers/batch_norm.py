@@ -13,9 +13,7 @@ from fp8np.layers._checks import require, require_floats, require_shape
 from fp8np.layers._op import Foreign, Spec, op
 
 
-def shape(
-    x: Spec, running_mean: Spec, running_var: Spec, weight: Spec | None = None, bias: Spec | None = None, *, eps: float
-) -> Spec:
+def shape(x: Spec, running_mean: Spec, running_var: Spec, weight: Spec | None = None, bias: Spec | None = None, *, eps: float) -> Spec:
     """(B, C, ...), four times (C,) -> (B, C, ...)"""
     parameters = {"running_mean": running_mean, "running_var": running_var, "weight": weight, "bias": bias}
     require_floats("batch_norm", x=x, **parameters)
@@ -55,6 +53,7 @@ op(
             ("x", "weight", "bias", "running_mean", "running_var", "training", "", "eps"),
             convert=_convert,
         ),
+        Foreign("aten._native_batch_norm_legit_no_training.default", ("x", "weight", "bias", "running_mean", "running_var", "", "eps")),
     ),
     onnx=("BatchNormalization",),
 )

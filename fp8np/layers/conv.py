@@ -15,14 +15,14 @@ from numpy.lib.stride_tricks import sliding_window_view
 from fp8np.codec import decode_table
 from fp8np.layers._checks import require, require_floats, require_positive, require_shape
 from fp8np.layers._op import Call, Foreign, Select, Spec, Step, is_fp8, op
-from fp8np.scheme import PerChannel, PerTensor
+from fp8np.scheme import Granularity, PerChannel, PerTensor
 from fp8np.tensor import QTensor
 
 Padding = tuple[int, ...] | str
 """Zeros on both sides of each axis; or "valid" (none), or "same" (as many as keep the size; the odd one comes last)."""
 
 
-def _pads(padding: Padding, kernel: tuple[int, ...], dilation: tuple[int, ...]) -> tuple[tuple[int, int], ...]:
+def _pads(padding: Padding, kernel: tuple[Any, ...], dilation: tuple[int, ...]) -> tuple[tuple[Any, Any], ...]:
     """Zeros before and after each axis."""
     if padding == "same":
         totals = [d * (k - 1) for d, k in zip(dilation, kernel, strict=True)]
@@ -47,7 +47,7 @@ def _shape(
     require_positive(name, stride=stride, dilation=dilation, groups=(groups,))
     fits = x.ndim > axes and weight.ndim == axes + 2 and x.shape[-axes - 1] == weight.shape[1] * groups
     expected = f"x (..., C, {sizes}) and weight (O, C/{groups}, {kernel_sizes})"
-    require(fits and weight.shape[0] % groups == 0, name, expected, x=x, weight=weight)
+    require(fits and weight.shape[0] // groups * groups == weight.shape[0], name, expected, x=x, weight=weight)
     require_shape(name, weight.shape[:1], bias=bias)
     require(len(stride) == len(dilation) == axes, name, f"{axes} strides and dilations", stride=stride, dilation=dilation)
     if isinstance(padding, str):
@@ -142,8 +142,8 @@ def conv1d(
     groups: int,
 ) -> Any:
     """y[o] = sum over c of weight[o, c] correlated with x[c], + bias[o]"""
-    lifted = {"stride": (1, *stride), "padding": _lift(padding), "dilation": (1, *dilation), "groups": groups}
-    y: Any = conv2d(x[..., None, :], weight[:, :, None], bias, **lifted)
+    lifted = {"stride": (1, *stride), "dilation": (1, *dilation)}
+    y = conv2d(x[..., None, :], weight[:, :, None], bias, padding=_lift(padding), groups=groups, **lifted)
     return y[..., 0, :]
 
 
@@ -189,7 +189,7 @@ def bind(call: Call, select: Select) -> Step | None:
 
 
 _ARGS = ("x", "weight", "bias", "stride", "padding", "dilation", "groups")
-_QUANTIZABLE = {"x": PerTensor(), "weight": PerChannel(0)}
+_QUANTIZABLE: dict[str, Granularity] = {"x": PerTensor(), "weight": PerChannel(0)}
 
 op(
     "conv2d",

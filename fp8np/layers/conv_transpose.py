@@ -17,7 +17,7 @@ from fp8np.codec import decode_table
 from fp8np.dims import Size
 from fp8np.layers._checks import require, require_floats, require_positive, require_shape
 from fp8np.layers._op import Call, Foreign, Select, Spec, Step, is_fp8, op
-from fp8np.scheme import PerChannel, PerTensor
+from fp8np.scheme import Granularity, PerChannel, PerTensor
 from fp8np.tensor import QTensor
 
 Ints = tuple[int, ...]
@@ -39,7 +39,12 @@ def _shape(
     kernel_sizes = "kh, kw" if axes == 2 else "k"
     require_floats(name, x=x, weight=weight, bias=bias)
     require_positive(name, stride=stride, dilation=dilation, groups=(groups,))
-    fits = x.ndim > axes and weight.ndim == axes + 2 and x.shape[-axes - 1] == weight.shape[0] and weight.shape[0] % groups == 0
+    fits = (
+        x.ndim > axes
+        and weight.ndim == axes + 2
+        and x.shape[-axes - 1] == weight.shape[0]
+        and weight.shape[0] // groups * groups == weight.shape[0]
+    )
     require(fits, name, f"x (..., C, {sizes}) and weight (C, O/{groups}, {kernel_sizes})", x=x, weight=weight)
     channels = weight.shape[1] * groups
     require_shape(name, (channels,), bias=bias)
@@ -151,7 +156,7 @@ def bind(call: Call, select: Select) -> Step | None:
 
 _ARGS = ("x", "weight", "bias", "stride", "padding", "output_padding", "groups", "dilation")
 # The second axis of the weight is the output channel within its group; groups share its scales.
-_QUANTIZABLE = {"x": PerTensor(), "weight": PerChannel(1)}
+_QUANTIZABLE: dict[str, Granularity] = {"x": PerTensor(), "weight": PerChannel(1)}
 
 op(
     "conv_transpose2d",

@@ -94,7 +94,7 @@ def _binary(
 ) -> None:
     """A row. The operands meet in their common type; `result` is the type of z, None: that type."""
 
-    def shape(x: Spec | None, y: Spec | None, *, scalar: Scalar | None) -> Spec:
+    def shape(x: Spec | None, y: Spec | None = None, *, scalar: Scalar | None) -> Spec:
         common = promoted(name, *_operands(name, x, y, scalar))
         if common not in takes:
             raise DTypeError(f"{name}: expected {' or '.join(takes)}, got {x} and {y}, scalar {scalar}")
@@ -126,13 +126,6 @@ _binary(
     takes=_NUMBERS,
     torch=_named("remainder.Tensor", "remainder.Scalar", "remainder.Scalar_Tensor"),
 )
-_binary(
-    "pow",
-    lambda x, y: x**y,
-    "z = x^y",
-    takes=_NUMBERS,
-    torch=(*_named("pow.Tensor_Tensor", "pow.Tensor_Scalar"), Foreign("aten.pow.Scalar", ("scalar", "y"))),
-)
 _binary("atan2", np.arctan2, "z = the angle of the point (y, x)", takes=("float32",), torch=_named("atan2.default"))
 _binary("minimum", np.minimum, "z = the smaller, NaN if either is", torch=_named("minimum.default", "min.other", "clamp_max.Tensor"))
 _binary("maximum", np.maximum, "z = the larger, NaN if either is", torch=_named("maximum.default", "max.other", "clamp_min.Tensor"))
@@ -160,7 +153,7 @@ for _word in ("and", "or", "xor"):
 
 
 def _sum_shape(name: str, takes: tuple[str, ...]) -> Callable[..., Spec]:
-    def shape(x: Spec | None, y: Spec | None, *, scalar: Scalar | None, alpha: Scalar) -> Spec:
+    def shape(x: Spec | None, y: Spec | None = None, *, scalar: Scalar | None, alpha: Scalar) -> Spec:
         dtype = promoted(name, *_operands(name, x, y, scalar))
         if dtype not in takes or (dtype != "float32" and isinstance(alpha, float)):
             raise DTypeError(f"{name}: expected {' or '.join(takes)}, got {x} and {y}, scalar {scalar}, alpha {alpha}")
@@ -211,7 +204,33 @@ op(
 )
 
 
-def div_shape(x: Spec | None, y: Spec | None, *, scalar: Scalar | None, rounding_mode: str | None) -> Spec:
+def pow_shape(x: Spec | None, y: Spec | None = None, *, scalar: Scalar | None) -> Spec:
+    """Broadcasts; a negative power of an integer is refused"""
+    dtype = promoted("pow", *_operands("pow", x, y, scalar))
+    if dtype == "bool" or (dtype != "float32" and y is None and isinstance(scalar, int) and scalar < 0):
+        raise DTypeError(f"pow: expected numbers, and powers >= 0 of integers, got {x} and {y}, scalar {scalar}")
+    return Spec(_shape_of("pow", x, y), dtype)
+
+
+@np.errstate(all="ignore")
+def pow_(x: Any, y: Any = None, *, scalar: Any = None) -> Any:
+    """z = x^y"""
+    x, y = together(*_operands("pow", x, y, scalar))
+    return np.asarray(x**y)
+
+
+op(
+    "pow",
+    ("x?", "y?"),
+    shape=pow_shape,
+    define=pow_,
+    attrs={"scalar": None},
+    torch=(*_named("pow.Tensor_Tensor", "pow.Tensor_Scalar"), Foreign("aten.pow.Scalar", ("scalar", "y"))),
+    onnx=("Pow",),
+)
+
+
+def div_shape(x: Spec | None, y: Spec | None = None, *, scalar: Scalar | None, rounding_mode: str | None) -> Spec:
     """Broadcasts; without a rounding mode the quotient of integers is float32"""
     if rounding_mode not in (None, "floor", "trunc"):
         raise GraphError(f"div: expected rounding_mode None, 'floor' or 'trunc', got {rounding_mode!r}")

@@ -72,7 +72,9 @@ def bag_shape(
     require_integers(name, indices=indices, offsets=offsets)
     require(mode in _MODES, name, f"mode among {', '.join(_MODES)}", mode=mode)
     fits = weight.ndim == 2 and (indices.ndim == 2 if offsets is None else indices.ndim == offsets.ndim == 1)
-    require(fits, name, "weight (V, D), and indices (B, L) or indices (N,) and offsets (B,)", weight=weight, indices=indices, offsets=offsets)
+    require(
+        fits, name, "weight (V, D), and indices (B, L) or indices (N,) and offsets (B,)", weight=weight, indices=indices, offsets=offsets
+    )
     require(per_sample_weights is None or mode == "sum", name, "per_sample_weights only with mode sum", mode=mode)
     require_shape(name, indices.shape, per_sample_weights=per_sample_weights)
     if offsets is None:

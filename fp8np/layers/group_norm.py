@@ -75,9 +75,7 @@ op(
     define=instance_norm,
     attrs={"eps": 1e-5},
     torch=(
-        Foreign(
-            "aten.instance_norm.default", ("x", "weight", "bias", "", "", "use_input_stats", "", "eps"), convert=_convert_instance
-        ),
+        Foreign("aten.instance_norm.default", ("x", "weight", "bias", "", "", "use_input_stats", "", "eps"), convert=_convert_instance),
     ),
     onnx=("InstanceNormalization",),
 )

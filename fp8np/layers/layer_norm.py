@@ -18,7 +18,9 @@ def shape(x: Spec, weight: Spec | None = None, bias: Spec | None = None, *, norm
     """(..., *normalized_shape) -> the same"""
     require_floats("layer_norm", x=x, weight=weight, bias=bias)
     n = len(normalized_shape)
-    require(0 < n and x.shape[-n:] == normalized_shape, "layer_norm", "x that ends in normalized_shape", x=x, normalized_shape=normalized_shape)
+    require(
+        n > 0 and x.shape[-n:] == normalized_shape, "layer_norm", "x that ends in normalized_shape", x=x, normalized_shape=normalized_shape
+    )
     require_shape("layer_norm", normalized_shape, weight=weight, bias=bias)
     return Spec(x.shape)
 

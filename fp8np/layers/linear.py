@@ -16,7 +16,7 @@ from fp8np.scheme import PerChannel, PerTensor
 from fp8np.tensor import QTensor
 
 
-def shape(x: Spec, weight: Spec, bias: Spec | None) -> Spec:
+def shape(x: Spec, weight: Spec, bias: Spec | None = None) -> Spec:
     """(..., K), (N, K), (N,) -> (..., N)"""
     if x.ndim < 1 or weight.ndim != 2 or x.shape[-1] != weight.shape[1]:
         raise ShapeError(f"linear: expected x (..., K) and weight (N, K), got {x} and {weight}")

@@ -154,9 +154,7 @@ op(
     bind=bind,
     # A constant b has a scale for each column, as a linear layer's weight would.
     quantizable={"a": PerTensor(), "b": PerChannel(-1)},
-    torch=tuple(
-        Foreign(f"aten.{name}.default", ("a", "b")) for name in ("matmul", "mm", "bmm", "mv", "dot", "linalg_matmul")
-    ),
+    torch=tuple(Foreign(f"aten.{name}.default", ("a", "b")) for name in ("matmul", "mm", "bmm", "mv", "dot", "linalg_matmul")),
     onnx=("MatMul",),
 )
 

@@ -27,29 +27,22 @@ class _Geometry:
     stride: tuple[int, ...]
     padding: tuple[int, ...]
     dilation: tuple[int, ...]
-    out: Shape
+    out: tuple[Any, ...]
 
     def views(self, x: Any, fill: float) -> Iterator[Any]:
         """For each place in the window, the elements of x that stand there: an array of y's shape."""
         n = len(self.kernel)
         sides = [
             (p, max(0, (m - 1) * s + d * (k - 1) + 1 - size - p))
-            for k, s, p, d, m, size in zip(
-                self.kernel, self.stride, self.padding, self.dilation, self.out, x.shape[-n:], strict=True
-            )
+            for k, s, p, d, m, size in zip(self.kernel, self.stride, self.padding, self.dilation, self.out, x.shape[-n:], strict=True)
         ]
-        padded = np.pad(x, [(0, 0)] * (x.ndim - n) + sides, constant_values=fill)
+        padded: Any = np.pad(x, [(0, 0)] * (x.ndim - n) + sides, constant_values=fill)
         for place in itertools.product(*map(range, self.kernel)):
-            steps = (
-                slice(i * d, i * d + s * (m - 1) + 1, s)
-                for i, d, s, m in zip(place, self.dilation, self.stride, self.out, strict=True)
-            )
-            yield padded[(..., *steps)]
+            steps = zip(place, self.dilation, self.stride, self.out, strict=True)
+            yield padded[(..., *(slice(i * d, i * d + s * (m - 1) + 1, s) for i, d, s, m in steps))]
 
 
-def _geometry(
-    name: str, n: int, sizes: Shape, kernel_size: Any, stride: Any, padding: Any, dilation: Any, ceil_mode: bool
-) -> _Geometry:
+def _geometry(name: str, n: int, sizes: Shape, kernel_size: Any, stride: Any, padding: Any, dilation: Any, ceil_mode: bool) -> _Geometry:
     kernel = per_axis(name, "kernel_size", kernel_size, n)
     stride = kernel if stride is None or stride == () else per_axis(name, "stride", stride, n)
     padding, dilation = per_axis(name, "padding", padding, n), per_axis(name, "dilation", dilation, n)
@@ -127,9 +120,7 @@ def _avg_pool(n: int) -> None:
         if divisor_override is not None:
             return y / divisor_override
         counts = np.ones((), x.dtype)
-        for k, s, p, m, size in zip(
-            geometry.kernel, geometry.stride, geometry.padding, geometry.out, x.shape[-n:], strict=True
-        ):
+        for k, s, p, m, size in zip(geometry.kernel, geometry.stride, geometry.padding, geometry.out, x.shape[-n:], strict=True):
             start = np.arange(m) * s - p
             # What hangs over because of ceil_mode is never counted; padding is, if so asked.
             end = np.minimum(start + k, size + p)
@@ -138,14 +129,14 @@ def _avg_pool(n: int) -> None:
         return y / counts
 
     parameters = ("kernel_size", "stride", "padding", "ceil_mode", "count_include_pad", "divisor_override")
-    # avg_pool1d lacks the last; a Foreign may name more parameters than an operator has.
     op(
         name,
         ("x",),
         shape=shape,
         define=define,
         attrs=dict(zip(parameters, (REQUIRED, None, 0, False, True, None), strict=True)),
-        torch=(Foreign(f"aten.{name}.default", ("x", *parameters)),),
+        # avg_pool1d alone has no divisor_override.
+        torch=(Foreign(f"aten.{name}.default", ("x", *(parameters if n > 1 else parameters[:-1]))),),
     )
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 from fp8np.codec import quantize
-from fp8np.errors import DTypeError
+from fp8np.errors import DTypeError, ScaleError
 from fp8np.formats import get_format
 from fp8np.layers._op import REQUIRED, Spec, op
 from fp8np.tensor import QTensor
@@ -19,6 +19,8 @@ def shape(x: Spec, *, format: str, scale: float | None) -> Spec:
     """Any shape -> the same shape, as codes of the format"""
     if x.dtype != "float32":
         raise DTypeError(f"quantize: expected float32, got {x}")
+    if scale is not None and not (isinstance(scale, int | float) and 0 < scale < float("inf")):
+        raise ScaleError(f"quantize: expected a finite and positive scale, or None; got {scale!r}")
     return Spec(x.shape, get_format(format).name)
 
 

@@ -61,8 +61,12 @@ def _row(
     op(name, ("x",), shape=shape, define=define, attrs={"dim": None, "keepdim": False}, torch=torch)
 
 
-def _overloads(name: str, *overloads: str) -> tuple[Foreign, ...]:
-    return tuple(Foreign(f"aten.{name}.{o}", ("x",) if o == "default" else ("x", "dim", "keepdim")) for o in overloads)
+def _overloads(name: str) -> tuple[Foreign, ...]:
+    return (
+        Foreign(f"aten.{name}.default", ("x",)),
+        Foreign(f"aten.{name}.dim", ("x", "dim", "keepdim")),
+        Foreign(f"aten.{name}.dims", ("x", "dim", "keepdim")),
+    )
 
 
 def _logsumexp(x: Any, **over: Any) -> Any:
@@ -73,17 +77,24 @@ def _logsumexp(x: Any, **over: Any) -> Any:
     return total + top.reshape(total.shape)
 
 
-XX + _overloads("max", "default"))
-_row("amin", np.min, "y = the smallest", result=None, nonempty=True, torch=_overloads("amin", "default") + _overloads("min", "default"))
-_row("any", np.any, "y = whether one is not zero", result="bool", torch=_overloads("any", "default", "dim", "dims"))
-_row("all", np.all, "y = whether none is zero", result="bool", torch=_overloads("all", "default", "dim", "dims"))
+for _word, _function, _formula in (("max", np.max, "y = the largest"), ("min", np.min, "y = the smallest")):
+    _row(
+        f"a{_word}",
+        _function,
+        _formula,
+        result=None,
+        nonempty=True,
+        torch=(Foreign(f"aten.a{_word}.default", ("x", "dim", "keepdim")), Foreign(f"aten.{_word}.default", ("x",))),
+    )
+_row("any", np.any, "y = whether one is not zero", result="bool", torch=_overloads("any"))
+_row("all", np.all, "y = whether none is zero", result="bool", torch=_overloads("all"))
 _row(
     "logsumexp",
     _logsumexp,
     "y = ln(sum of e^x)",
     result=None,
     takes=_FLOAT,
-    torch=_overloads("logsumexp", "dim"),
+    torch=(Foreign("aten.logsumexp.default", ("x", "dim", "keepdim")),),
 )
 
 
@@ -210,7 +221,8 @@ def norm_shape(x: Spec, *, ord: float, dim: Dims, keepdim: bool) -> Spec:
 @np.errstate(all="ignore")
 def linalg_vector_norm(x: Any, *, ord: float, dim: Dims, keepdim: bool) -> Any:
     """y = (sum of |x|^ord)^(1/ord); the largest for Inf, the smallest for -Inf, the number of non-zeros for 0"""
-    size, over = np.abs(x), {"axis": _axis_of(dim), "keepdims": keepdim}
+    size = np.abs(x)
+    over: dict[str, Any] = {"axis": _axis_of(dim), "keepdims": keepdim}
     if math.isinf(ord):
         return np.asarray((np.max if ord > 0 else np.min)(size, **over))
     if ord == 0:

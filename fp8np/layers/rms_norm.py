@@ -20,7 +20,9 @@ def shape(x: Spec, weight: Spec | None = None, *, normalized_shape: tuple[Size, 
     """(..., *normalized_shape) -> the same"""
     require_floats("rms_norm", x=x, weight=weight)
     n = len(normalized_shape)
-    require(0 < n and x.shape[-n:] == normalized_shape, "rms_norm", "x that ends in normalized_shape", x=x, normalized_shape=normalized_shape)
+    require(
+        n > 0 and x.shape[-n:] == normalized_shape, "rms_norm", "x that ends in normalized_shape", x=x, normalized_shape=normalized_shape
+    )
     require_shape("rms_norm", normalized_shape, weight=weight)
     return Spec(x.shape)
 

@@ -12,9 +12,7 @@ from fp8np.layers._shapes import broadcast
 from fp8np.layers._types import Scalar, checked, promoted, together
 
 
-def where_shape(
-    condition: Spec, x: Spec | None, y: Spec | None, *, x_scalar: Scalar | None, y_scalar: Scalar | None
-) -> Spec:
+def where_shape(condition: Spec, x: Spec | None = None, y: Spec | None = None, *, x_scalar: Scalar | None, y_scalar: Scalar | None) -> Spec:
     """Broadcasts all three"""
     checked("where", condition, kinds=("bool",))
     for name, tensor, number in (("x", x, x_scalar), ("y", y, y_scalar)):
@@ -47,7 +45,7 @@ op(
 )
 
 
-def masked_fill_shape(x: Spec, mask: Spec, value: Spec | None, *, scalar: Scalar | None) -> Spec:
+def masked_fill_shape(x: Spec, mask: Spec, value: Spec | None = None, *, scalar: Scalar | None) -> Spec:
     """Broadcasts x and mask; the type is that of x"""
     checked("masked_fill", mask, kinds=("bool",))
     checked("masked_fill", x)
@@ -80,7 +78,7 @@ def _bounds(*candidates: Any) -> list[Any]:
     return [value for value in candidates if value is not None]
 
 
-def clamp_shape(x: Spec, lower: Spec | None, upper: Spec | None, *, min: Scalar | None, max: Scalar | None) -> Spec:
+def clamp_shape(x: Spec, lower: Spec | None = None, upper: Spec | None = None, *, min: Scalar | None, max: Scalar | None) -> Spec:
     """Broadcasts x with the bounds that are tensors"""
     if not _bounds(lower, min, upper, max) or None not in (lower, min) or None not in (upper, max):
         raise GraphError(f"clamp: expected a tensor or a number as bound, got {lower}, {min} and {upper}, {max}")

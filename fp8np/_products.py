@@ -1,0 +1,228 @@
+"""From checked operands of a product or a convolution to the kernels: what `fp8np.linalg` and nobody else uses."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from fp8np._exact import exact_product
+from fp8np.codec import decode_table
+from fp8np.errors import DTypeError, FormatError, PolicyError, ScaleError, ShapeError
+from fp8np.kernels._table import select
+from fp8np.tensor import Codes, Floats, QTensor
+
+__all__ = [
+    "ACCUMULATE",
+    "Pads",
+    "Pair",
+    "check_ndim",
+    "check_operands",
+    "check_scale",
+    "convolve",
+    "float32_of",
+    "pads_of",
+    "pair_of",
+    "product",
+    "scaled",
+    "spread",
+]
+
+ACCUMULATE = ("fp32", "exact")
+"""Names of the ways to sum."""
+
+Pair = tuple[int, int]
+Pads = tuple[Pair, Pair]
+"""((top, bottom), (left, right))."""
+
+_ONE = np.ones(1, np.float32)
+_NO_BIAS = np.empty(0, np.float32)
+
+
+def check_operands(name: str, accumulate: str, **operands: Any) -> None:
+    """Refuses operands that are not quantized, and unknown ways to sum."""
+    for key, operand in operands.items():
+        if not isinstance(operand, QTensor):
+            raise DTypeError(f"{name}: expected a QTensor for {key}, got {type(operand).__name__}; make one with quantize()")
+    if accumulate not in ACCUMULATE:
+        raise PolicyError(f"{name}: unknown accumulate {accumulate!r}; known: {', '.join(ACCUMULATE)}")
+
+
+def check_ndim(name: str, ndim: int, **operands: QTensor) -> None:
+    """Refuses operands with another number of axes."""
+    for key, operand in operands.items():
+        if operand.ndim != ndim:
+            raise ShapeError(f"{name}: expected {ndim} axes for {key}, got shape {operand.shape}")
+
+
+def check_scale(name: str, key: str, operand: QTensor, axes: tuple[int, ...], allowed: str) -> None:
+    """Refuses a scale that varies along axes over which products are summed."""
+    scale = operand.scale
+    if scale.ndim and any(scale.shape[axis] != 1 for axis in axes):
+        raise ScaleError(
+            f"{name}: the scale of {key}, of shape {scale.shape}, varies along an axis that is summed over; "
+            f"quantize {key} per tensor or with {allowed}"
+        )
+
+
+def float32_of(name: str, key: str, array: npt.ArrayLike, shape: tuple[int, ...]) -> Floats:
+    """An optional float32 argument, broadcast to `shape`."""
+    values = np.asarray(array)
+    if values.dtype != np.float32:
+        raise DTypeError(f"{name}: expected float32 for {key}, got {values.dtype}; convert it with np.float32 or .astype")
+    try:
+        return np.broadcast_to(values, shape)
+    except ValueError:
+        raise ShapeError(f"{name}: expected {key} to broadcast to {shape}, got shape {values.shape}") from None
+
+
+def scaled(out: Floats, *scales: Floats) -> Floats:
+    """Multiplies `out`, in place, by one scale after the other."""
+    with np.errstate(over="ignore", under="ignore", invalid="ignore"):
+        for scale in scales:
+            out *= scale
+    return out
+
+
+def product(a: QTensor, b: QTensor, batch: tuple[int, ...], accumulate: str, init: Floats | None) -> Floats:
+    """f32 (*batch, M, N): init + the sum of products, before the scales.
+
+    a (..., M, K) and b (..., K, N) with batch axes that broadcast to `batch`; init f32 (*batch, M, N).
+    """
+    Z = math.prod(batch)
+    left = _batched(a.codes, batch)
+    right = _batched(b.codes.swapaxes(-1, -2), batch)
+    (M, K), N = left.shape[1:], right.shape[1]
+    if len(right) == 1:
+        # All of the batch meets the same columns: one product with many rows.
+        left = left.reshape(1, len(left) * M, K)
+    shape = (Z, M, N) if len(right) > 1 or len(left) != 1 else (1, left.shape[1], N)
+    start = None if init is None else init.reshape(shape)
+    if accumulate == "exact":
+        out = exact_product(left, a.format, right, b.format, start)
+    else:
+        out = np.zeros(shape, np.float32) if start is None else np.array(start, order="C")
+        gemm = select("gemm", a.format, b.format)
+        tables = decode_table(a.format), decode_table(b.format)
+        gemm(np.ascontiguousarray(left), tables[0], np.ascontiguousarray(right), tables[1], _ONE, _ONE, _NO_BIAS, out)
+    return out.reshape(*batch, M, N)
+
+
+def _batched(codes: Codes, batch: tuple[int, ...]) -> Codes:
+    """u8 (Z, ...) over all of the batch, or (1, ...) where the batch shares the codes."""
+    last = codes.shape[-2:]
+    if math.prod(codes.shape[:-2]) == 1:
+        return codes.reshape(1, *last)
+    return np.broadcast_to(codes, (*batch, *last)).reshape(math.prod(batch), *last)
+
+
+def pair_of(name: str, key: str, value: Any, least: int = 1) -> Pair:
+    """One whole number for both axes, or one each."""
+    values = (value, value) if isinstance(value, int | np.integer) else tuple(value)
+    if len(values) != 2 or not all(isinstance(v, int | np.integer) and v >= least for v in values):
+        raise ShapeError(f"{name}: expected {key} to be a whole number >= {least} or a pair of them, got {value!r}")
+    return int(values[0]), int(values[1])
+
+
+def pads_of(name: str, padding: Any, kernel: Pair, stride: Pair, dilation: Pair) -> Pads:
+    """Zeros before and after each axis, from any of the ways to say so."""
+    if padding == "valid":
+        return (0, 0), (0, 0)
+    if padding == "same":
+        if stride != (1, 1):
+            raise ShapeError(f"{name}: padding='same' needs stride 1, got {stride}")
+        totals = [d * (k - 1) for d, k in zip(dilation, kernel, strict=True)]
+        return (totals[0] // 2, totals[0] - totals[0] // 2), (totals[1] // 2, totals[1] - totals[1] // 2)
+    if isinstance(padding, str):
+        raise ShapeError(f"{name}: unknown padding {padding!r}; expected numbers, 'same' or 'valid'")
+    if isinstance(padding, int | np.integer) or all(isinstance(p, int | np.integer) for p in padding):
+        vertical, horizontal = pair_of(name, "padding", padding, least=0)
+        return (vertical, vertical), (horizontal, horizontal)
+    if len(padding) != 2:
+        raise ShapeError(f"{name}: expected padding as ((top, bottom), (left, right)), got {padding!r}")
+    return pair_of(name, "padding", padding[0], least=0), pair_of(name, "padding", padding[1], least=0)
+
+
+def spread(name: str, x: QTensor, stride: Pair) -> QTensor:
+    """x (B, C, H, W) with ``stride - 1`` zeros between neighbours."""
+    if stride == (1, 1):
+        return x
+    _check_zero(name, x, f"stride {stride} puts zeros between the values of x")
+    B, C, H, W = x.shape
+    # The code of +0 is 0 in every format that has one.
+    codes = np.zeros((B, C, max(0, (H - 1) * stride[0] + 1), max(0, (W - 1) * stride[1] + 1)), np.uint8)
+    codes[:, :, :: stride[0], :: stride[1]] = x.codes
+    return QTensor(codes, x.format, x.scale)
+
+
+def _check_zero(name: str, x: QTensor, why: str) -> None:
+    if not x.format.has_zero:
+        raise FormatError(f"{name}: {why}, but {x.format} has no zero")
+
+
+def convolve(
+    name: str, x: QTensor, w: QTensor, bias: Any, stride: Pair, pads: Pads, dilation: Pair, groups: int, accumulate: str
+) -> Floats:
+    """f32 (B, O, Ho, Wo), scales and bias applied. Negative padding crops. x (B, C, H, W), w (O, C/G, kh, kw)."""
+    (B, C, H, W), (O, per_group, kh, kw) = x.shape, w.shape  # noqa: E741 - the alphabet
+    if groups < 1 or C != per_group * groups or O % groups or not kh or not kw:
+        raise ShapeError(
+            f"{name}: expected x (B, C, H, W) and w (O, C/G, kh, kw), G = {groups} dividing O, and a kernel that is not empty; "
+            f"got x {x.shape} and w {w.shape}"
+        )
+    check_scale(name, "x", x, (1, 2, 3), "axis=0 (samples)")
+    check_scale(name, "w", w, (1, 2, 3), "axis=0 (output channels)")
+    if any(p > 0 for pair in pads for p in pair):
+        _check_zero(name, x, f"padding {pads} adds zeros to x")
+    reach = dilation[0] * (kh - 1) + 1, dilation[1] * (kw - 1) + 1
+    inside = H + sum(pads[0]), W + sum(pads[1])
+    if inside[0] < reach[0] or inside[1] < reach[1]:
+        raise ShapeError(f"{name}: a kernel that reaches over {reach} does not fit x, which is {inside} with its padding")
+    size = (inside[0] - reach[0]) // stride[0] + 1, (inside[1] - reach[1]) // stride[1] + 1
+    shift = None if bias is None else float32_of(name, "bias", bias, (O,))
+    out: Floats
+    if accumulate == "exact":
+        out = _exact_convolution(x, w, stride, pads, dilation, groups, size)
+    else:
+        out = np.empty((B, O, *size), np.float32)
+        geometry = np.array([*stride, pads[0][0], pads[1][0], *dilation, groups], np.int64)
+        select("conv2d", x.format, w.format)(
+            np.ascontiguousarray(x.codes),
+            decode_table(x.format),
+            np.ascontiguousarray(w.codes),
+            decode_table(w.format),
+            geometry,
+            np.ones(O, np.float32),
+            _NO_BIAS,
+            out,
+        )
+    with np.errstate(over="ignore", under="ignore"):
+        scale = x.scale.reshape(-1, 1, 1, 1) * w.scale.reshape(1, -1, 1, 1)
+    scaled(out, scale)
+    if shift is not None:
+        with np.errstate(over="ignore", invalid="ignore"):
+            out += shift[:, None, None]
+    return out
+
+
+def _exact_convolution(x: QTensor, w: QTensor, stride: Pair, pads: Pads, dilation: Pair, groups: int, size: Pair) -> Floats:
+    """f32 (B, O, Ho, Wo) through a matrix of the codes that each output pixel reads: K bytes a pixel."""
+    B, C = x.shape[:2]
+    O, per_group, kh, kw = w.shape  # noqa: E741 - the alphabet
+    (top, bottom), (left, right) = pads
+    H, W = x.shape[2:]
+    codes = x.codes[:, :, max(0, -top) : H - max(0, -bottom), max(0, -left) : W - max(0, -right)]
+    codes = np.pad(codes, ((0, 0), (0, 0), (max(0, top), max(0, bottom)), (max(0, left), max(0, right))))
+    strides = codes.strides
+    taps = dilation[0] * strides[2], dilation[1] * strides[3]
+    steps = stride[0] * strides[2], stride[1] * strides[3]
+    windows = np.lib.stride_tricks.as_strided(codes, (B, C, kh, kw, *size), (*strides[:2], *taps, *steps), writeable=False)
+    out = np.empty((B, O, math.prod(size)), np.float32)
+    for g in range(groups):
+        rows = slice(g * (O // groups), (g + 1) * (O // groups))
+        filters = w.codes[rows].reshape(1, O // groups, per_group * kh * kw)
+        pixels = windows[:, g * per_group : (g + 1) * per_group].reshape(B, per_group * kh * kw, math.prod(size))
+        out[:, rows] = exact_product(filters, w.format, pixels.swapaxes(1, 2), x.format)
+    return out.reshape(B, O, *size)

@@ -1,0 +1,60 @@
+"""Exact sources: numbers of any type as float32 or float64 that FP8 rounding cannot tell from them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from fp8np.errors import DTypeError
+
+__all__ = ["exact_floats", "to_odd"]
+
+
+def exact_floats(x: Any, source: str | None) -> npt.NDArray[Any]:
+    # C-contiguous float32 or float64 of x's shape that rounds to the same codes as x does, in every rounding mode.
+    array = np.asarray(x)
+    if source is not None:
+        if source != "bfloat16" or array.dtype != np.uint16:
+            raise DTypeError(f"encode: source='bfloat16' takes uint16 bits; got source={source!r} with {array.dtype}")
+        return np.asarray(np.left_shift(array, 16, dtype=np.uint32, order="C")).view(np.float32)
+    dtype = array.dtype
+    if dtype == np.float32:
+        return np.asarray(array, np.float32, order="C")
+    if dtype.kind in "biu":
+        if dtype.itemsize == 8:
+            return _integers_to_odd(array)
+        return array.astype(np.float32 if dtype.itemsize <= 2 else np.float64, order="C")
+    if dtype.kind == "f" and dtype.itemsize >= 8:
+        wide = np.dtype(np.float64)
+        return array.astype(wide, order="C", copy=False) if dtype.itemsize == 8 else to_odd(array, wide)
+    # float16, and whatever ml_dtypes offers: none of it is wider than float32.
+    if dtype.name.startswith(("float", "bfloat", "int", "uint")):
+        with np.errstate(invalid="ignore"):  # a signalling NaN
+            return array.astype(np.float32, order="C")
+    raise DTypeError(f"encode: expected real numbers, got an array of {dtype}")
+
+
+def _integers_to_odd(array: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
+    # 64-bit integers have up to 11 bits more than float64. Their last 11 bits are or-ed into the one above where any has to go: "to odd"
+    # keeps on which side of every FP8 value and midpoint the number lies, and more than 32 random bits can tell.
+    negative = array < 0
+    magnitude = np.where(negative, np.negative(array.astype(np.uint64)), array.astype(np.uint64))
+    low = magnitude & np.uint64(0x7FF)
+    odd = (magnitude - low) | np.where(low != 0, np.uint64(0x800), np.uint64(0))
+    values = np.where(magnitude >> np.uint64(53) != 0, odd, magnitude).astype(np.float64)
+    return np.where(negative, -values, values)
+
+
+def to_odd(wide: npt.NDArray[Any], narrow: np.dtype[Any]) -> npt.NDArray[Any]:
+    # Rounding to odd: an inexact result is the neighbour whose last bit is set. A second rounding, to a format narrower by two
+    # bits or more, then gives what one rounding would have given.
+    with np.errstate(over="ignore", under="ignore"):
+        values = np.asarray(wide.astype(narrow, order="C"))
+    back = values.astype(wide.dtype)
+    inexact = (back != wide) & ~np.isnan(wide)
+    bits: npt.NDArray[Any] = values.view(np.int64 if narrow.itemsize == 8 else np.int32)
+    bits -= inexact & (np.abs(back) > np.abs(wide))
+    bits |= inexact
+    return values

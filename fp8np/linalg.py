@@ -1,0 +1,269 @@
+"""Products of quantized tensors: `matmul`, and convolutions.
+
+All take `QTensor`s of any two formats and give float32. What is summed are products of the codes' values; scales multiply on the
+way out. How the sum is rounded is the caller's choice:
+
+- ``accumulate="fp32"``: k ascending, one float32 rounding a term. With u = 2**-24, K terms differ from the exact sum by at most
+  ``gamma(K) * sum |a| |b|``, gamma(K) = K u / (1 - K u).
+- ``accumulate="exact"``: the exact sum, rounded once to nearest, ties to even, for any K: the same bits on every machine. A sum
+  of zero gives +0.
+
+NaN and infinity behave as in any sum of products: NaN where a NaN takes part, where infinity meets zero and where infinities
+of both signs meet.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from fp8np._products import (
+    Pads,
+    Pair,
+    check_ndim,
+    check_operands,
+    check_scale,
+    convolve,
+    float32_of,
+    pads_of,
+    pair_of,
+    product,
+    scaled,
+    spread,
+)
+from fp8np.errors import ShapeError
+from fp8np.tensor import Floats, QTensor
+
+__all__ = ["conv1d", "conv2d", "conv_transpose1d", "conv_transpose2d", "matmul"]
+
+
+def matmul(a: QTensor, b: QTensor, *, accumulate: str = "fp32", init: npt.ArrayLike | None = None) -> Floats:
+    """The matrix product ``a @ b``, with the shapes and broadcasting of `numpy.matmul`.
+
+    Args:
+        a: (..., M, K) or (K,). Its scale may vary over batch axes and M, not over K.
+        b: (..., K, N) or (K,). Its scale may vary over batch axes and N, not over K.
+        accumulate: ``"fp32"`` or ``"exact"``; see the module's docstring.
+        init: float32, broadcastable to the result: what the sum starts from, in units of products of the codes' values,
+            that is before the scales.
+
+    Returns:
+        float32 (..., M, N), less the axes that 1-d operands lack: ``(init + sum) * a.scale * b.scale``, rounded to float32
+        after each of the two multiplications.
+
+    Raises:
+        DTypeError: an operand is not a QTensor, or init is not float32. ShapeError: the shapes do not fit.
+        ScaleError: a scale varies along K. PolicyError: accumulate is unknown.
+
+    >>> import numpy as np
+    >>> a = QTensor(np.array([[0x38, 0x40]], np.uint8), "e4m3fn", scale=0.5)  # 1, 2
+    >>> b = QTensor(np.array([[0x3E], [0x3C]], np.uint8), "e5m2")  # 1.5, 1
+    >>> matmul(a, b)
+    array([[1.75]], dtype=float32)
+    """
+    check_operands("matmul", accumulate, a=a, b=b)
+    if a.ndim == 0 or b.ndim == 0:
+        raise ShapeError(f"matmul: expected at least one axis, got a {a.shape} and b {b.shape}; multiply scalars as numbers")
+    left = _with_axis(a, 0) if a.ndim == 1 else a
+    right = _with_axis(b, 1) if b.ndim == 1 else b
+    (M, K), N = left.shape[-2:], right.shape[-1]
+    if right.shape[-2] != K:
+        raise ShapeError(f"matmul: expected a (..., M, K) and b (..., K, N), got a {a.shape} and b {b.shape}: the K differ")
+    check_scale("matmul", "a", left, (-1,), "axis=-2 (M)")
+    check_scale("matmul", "b", right, (-2,), "axis=-1 (N)")
+    try:
+        batch = np.broadcast_shapes(left.shape[:-2], right.shape[:-2])
+    except ValueError:
+        raise ShapeError(f"matmul: the batch axes of a {a.shape} and b {b.shape} do not broadcast") from None
+    shape = (*batch, *([M] if a.ndim > 1 else []), *([N] if b.ndim > 1 else []))
+    start = None if init is None else float32_of("matmul", "init", init, shape).reshape(*batch, M, N)
+    return scaled(product(left, right, batch, accumulate, start), left.scale, right.scale).reshape(shape)
+
+
+def _with_axis(q: QTensor, axis: int) -> QTensor:
+    """A vector as a matrix."""
+    return QTensor(np.expand_dims(q.codes, axis), q.format, np.expand_dims(q.scale, axis) if q.scale.ndim else q.scale)
+
+
+def conv2d(
+    x: QTensor,
+    w: QTensor,
+    *,
+    bias: npt.ArrayLike | None = None,
+    stride: int | Pair = 1,
+    padding: int | str | Pair | Pads = 0,
+    dilation: int | Pair = 1,
+    groups: int = 1,
+    accumulate: str = "fp32",
+) -> Floats:
+    """The 2-d convolution (cross-correlation) of a batch of pictures with filters.
+
+    Args:
+        x: (B, C, H, W), scaled per tensor or per sample (B, 1, 1, 1).
+        w: (O, C/G, kh, kw), scaled per tensor or per output channel (O, 1, 1, 1).
+        bias: float32 (O,), added after the scales.
+        stride, dilation: one number, or one each for H and W.
+        padding: zeros around each picture: one number, one each for H and W, ``((top, bottom), (left, right))``, ``"valid"``
+            (none), or ``"same"`` (the result has the picture's size; stride 1 only; an odd zero goes to the bottom and right).
+        groups: G; group g of the outputs reads group g of the channels.
+        accumulate: ``"fp32"`` or ``"exact"``; see the module's docstring.
+
+    Returns:
+        float32 (B, O, Ho, Wo): ``sum * (x.scale * w.scale) + bias``, each operation rounded to float32.
+
+    Raises:
+        DTypeError: an operand is not a QTensor, or bias is not float32. ShapeError: shapes or geometry do not fit.
+        ScaleError: a scale varies along an axis that is summed over. FormatError: padding is asked of a format without a
+            zero. PolicyError: accumulate is unknown.
+
+    >>> import numpy as np
+    >>> x = QTensor(np.full((1, 1, 3, 3), 0x38, np.uint8), "e4m3fn")  # ones
+    >>> w = QTensor(np.full((1, 1, 3, 3), 0x38, np.uint8), "e4m3fn", scale=0.5)
+    >>> conv2d(x, w, padding="same")[0, 0]
+    array([[2. , 3. , 2. ],
+           [3. , 4.5, 3. ],
+           [2. , 3. , 2. ]], dtype=float32)
+    """
+    name = "conv2d"
+    check_operands(name, accumulate, x=x, w=w)
+    check_ndim(name, 4, x=x, w=w)
+    strides = pair_of(name, "stride", stride)
+    dilations = pair_of(name, "dilation", dilation)
+    pads = pads_of(name, padding, (w.shape[2], w.shape[3]), strides, dilations)
+    return convolve(name, x, w, bias, strides, pads, dilations, groups, accumulate)
+
+
+def conv1d(
+    x: QTensor,
+    w: QTensor,
+    *,
+    bias: npt.ArrayLike | None = None,
+    stride: int = 1,
+    padding: int | str | Pair = 0,
+    dilation: int = 1,
+    groups: int = 1,
+    accumulate: str = "fp32",
+) -> Floats:
+    """The 1-d convolution of x (B, C, T) with w (O, C/G, k): float32 (B, O, To).
+
+    As `conv2d`, with one number for each of stride and dilation; padding may be a number, ``(left, right)``, ``"same"`` or
+    ``"valid"``.
+
+    >>> import numpy as np
+    >>> x = QTensor(np.full((1, 1, 4), 0x38, np.uint8), "e4m3fn")
+    >>> w = QTensor(np.full((1, 1, 2), 0x38, np.uint8), "e4m3fn")
+    >>> conv1d(x, w, padding=(1, 0))
+    array([[[1., 2., 2., 2.]]], dtype=float32)
+    """
+    check_operands("conv1d", accumulate, x=x, w=w)
+    check_ndim("conv1d", 3, x=x, w=w)
+    pads: Any = padding if isinstance(padding, str) else ((0, 0), pair_of("conv1d", "padding", padding, least=0))
+    y = conv2d(
+        _flat(x), _flat(w), bias=bias, stride=(1, stride), padding=pads, dilation=(1, dilation), groups=groups, accumulate=accumulate
+    )
+    return y[:, :, 0]
+
+
+def _flat(q: QTensor) -> QTensor:
+    """(B, C, T) as pictures of one row: (B, C, 1, T)."""
+    return QTensor(q.codes[:, :, None], q.format, q.scale[:, :, None] if q.scale.ndim else q.scale)
+
+
+def conv_transpose2d(
+    x: QTensor,
+    w: QTensor,
+    *,
+    bias: npt.ArrayLike | None = None,
+    stride: int | Pair = 1,
+    padding: int | Pair | Pads = 0,
+    output_padding: int | Pair = 0,
+    dilation: int | Pair = 1,
+    groups: int = 1,
+    accumulate: str = "fp32",
+) -> Floats:
+    """The 2-d transposed convolution: each value of x adds its multiple of a filter to the result, `stride` apart.
+
+    Args:
+        x: (B, C, H, W), scaled per tensor or per sample (B, 1, 1, 1).
+        w: (C, O/G, kh, kw), scaled per tensor or along axis 1.
+        bias: float32 (O,).
+        stride, dilation: one number, or one each for H and W.
+        padding: rows and columns removed from the result: one number, one each for H and W, or ``((top, bottom), (left, right))``.
+        output_padding: rows and columns added at the bottom and right; less than stride or dilation.
+        groups, accumulate: as for `conv2d`.
+
+    Returns:
+        float32 (B, O, Ho, Wo), ``Ho = (H - 1) * stride - top - bottom + dilation * (kh - 1) + output_padding + 1``.
+
+    Raises:
+        As `conv2d`; ShapeError also for an output_padding that is not less than stride or dilation.
+
+    >>> import numpy as np
+    >>> x = QTensor(np.array([[[[0x38, 0x40]]]], np.uint8), "e4m3fn")  # 1, 2
+    >>> w = QTensor(np.full((1, 1, 1, 2), 0x38, np.uint8), "e4m3fn")
+    >>> conv_transpose2d(x, w, stride=(1, 2))
+    array([[[[1., 1., 2., 2.]]]], dtype=float32)
+    """
+    name = "conv_transpose2d"
+    check_operands(name, accumulate, x=x, w=w)
+    check_ndim(name, 4, x=x, w=w)
+    strides = pair_of(name, "stride", stride)
+    dilations = pair_of(name, "dilation", dilation)
+    extra = pair_of(name, "output_padding", output_padding, least=0)
+    if any(e >= max(s, d) for e, s, d in zip(extra, strides, dilations, strict=True)):
+        raise ShapeError(f"{name}: expected output_padding less than stride {strides} or dilation {dilations}, got {extra}")
+    if isinstance(padding, str):
+        raise ShapeError(f"{name}: expected numbers for padding, got {padding!r}")
+    removed = pads_of(name, padding, (w.shape[2], w.shape[3]), strides, dilations)
+    C, per_group, kh, kw = w.shape
+    if groups < 1 or C != x.shape[1] or C % groups:
+        raise ShapeError(
+            f"{name}: expected x (B, C, H, W) and w (C, O/G, kh, kw), G = {groups} dividing C; got x {x.shape} and w {w.shape}"
+        )
+    check_scale(name, "w", w, (0, 2, 3), "axis=1 (output channels)")
+    # The same as a convolution of x, with zeros between its values, by the filters turned round, their channels exchanged.
+    codes = w.codes.reshape(groups, C // groups, per_group, kh, kw).swapaxes(1, 2)[..., ::-1, ::-1]
+    scale = w.scale if w.scale.size == 1 else np.tile(w.scale.reshape(-1), groups).reshape(-1, 1, 1, 1)
+    filters = QTensor(codes.reshape(groups * per_group, C // groups, kh, kw), w.format, scale)
+    full = dilations[0] * (kh - 1), dilations[1] * (kw - 1)
+    (top, bottom), (left, right) = removed
+    pads = (full[0] - top, full[0] - bottom + extra[0]), (full[1] - left, full[1] - right + extra[1])
+    return convolve(name, spread(name, x, strides), filters, bias, (1, 1), pads, dilations, groups, accumulate)
+
+
+def conv_transpose1d(
+    x: QTensor,
+    w: QTensor,
+    *,
+    bias: npt.ArrayLike | None = None,
+    stride: int = 1,
+    padding: int | Pair = 0,
+    output_padding: int = 0,
+    dilation: int = 1,
+    groups: int = 1,
+    accumulate: str = "fp32",
+) -> Floats:
+    """The 1-d transposed convolution of x (B, C, T) with w (C, O/G, k): float32 (B, O, To). As `conv_transpose2d`.
+
+    >>> import numpy as np
+    >>> x = QTensor(np.array([[[0x38, 0x40]]], np.uint8), "e4m3fn")
+    >>> w = QTensor(np.full((1, 1, 3), 0x38, np.uint8), "e4m3fn")
+    >>> conv_transpose1d(x, w, stride=2)
+    array([[[1., 1., 3., 2., 2.]]], dtype=float32)
+    """
+    check_operands("conv_transpose1d", accumulate, x=x, w=w)
+    check_ndim("conv_transpose1d", 3, x=x, w=w)
+    y = conv_transpose2d(
+        _flat(x),
+        _flat(w),
+        bias=bias,
+        stride=(1, stride),
+        padding=((0, 0), pair_of("conv_transpose1d", "padding", padding, least=0)),
+        output_padding=(0, output_padding),
+        dilation=(1, dilation),
+        groups=groups,
+        accumulate=accumulate,
+    )
+    return y[:, :, 0]

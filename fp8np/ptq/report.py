@@ -1,0 +1,269 @@
+"""What quantization did to each layer: formats, scales, noise, sizes, and why a layer was left alone."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from fp8np.calibrate import Progress
+from fp8np.codec import dequantize
+from fp8np.data import Batches
+from fp8np.graph import Constant, Graph, Node, leaves
+from fp8np.interpret import interpret
+from fp8np.metrics import decibels
+from fp8np.ptq.assign import Decision
+from fp8np.scheme import Scheme
+from fp8np.tensor import QTensor
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+__all__ = ["LayerReport", "Report", "make_report"]
+
+
+@dataclass(frozen=True)
+class LayerReport:
+    """One layer that was, or could have been, quantized.
+
+    Attributes:
+        name, op, origin: of the node.
+        weights: format of its FP8 weights; "" where it has none.
+        weight_scales: how many scales they have: "tensor", "channel 0", ...
+        activations: format of its FP8 activations; "" where it has none.
+        activation_scales: "static", "dynamic" or "direct" (1); "" where there are none.
+        weight_sqnr: signal to quantization noise ratio of its weights in dB; None where none is FP8.
+        output_sqnr: the same of its output, against the float32 model on the same data: all noise from the layers before it
+            is in it. None where nothing was run.
+        bytes_before, bytes_after: of all its constants.
+        reason: why it was not quantized; "" where it was.
+    """
+
+    name: str
+    op: str
+    origin: str
+    weights: str
+    weight_scales: str
+    activations: str
+    activation_scales: str
+    weight_sqnr: float | None
+    output_sqnr: float | None
+    bytes_before: int
+    bytes_after: int
+    reason: str
+
+
+@dataclass(frozen=True)
+class Report:
+    """The report on a model.
+
+    Attributes:
+        recipe: its name.
+        layers: every node whose op can be quantized, in order.
+        output_sqnr: in dB, for each float output of the model; empty where nothing was run.
+        bytes_before, bytes_after: of all constants, each counted once.
+        samples: on how many the outputs were compared.
+    """
+
+    recipe: str
+    layers: tuple[LayerReport, ...]
+    output_sqnr: Mapping[str, float]
+    bytes_before: int
+    bytes_after: int
+    samples: int
+
+    @property
+    def quantized(self) -> int:
+        """How many layers are quantized."""
+        return sum(not layer.reason for layer in self.layers)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain data for JSON. An SQNR is a number, None where there is none, or "inf", "-inf" or "nan"."""
+        return {
+            "recipe": self.recipe,
+            "layers": [
+                {
+                    **dataclasses.asdict(layer),
+                    "weight_sqnr": _plain(layer.weight_sqnr),
+                    "output_sqnr": _plain(layer.output_sqnr),
+                }
+                for layer in self.layers
+            ],
+            "output_sqnr": {name: _plain(value) for name, value in self.output_sqnr.items()},
+            "bytes_before": self.bytes_before,
+            "bytes_after": self.bytes_after,
+            "samples": self.samples,
+            "quantized": self.quantized,
+        }
+
+    def table(self) -> Table:
+        """The report as a table for the terminal."""
+        from rich.table import Table
+
+        table = Table(title=f"recipe {self.recipe}: {self.quantized} of {len(self.layers)} layers quantized", caption=self._caption())
+        table.add_column("layer", overflow="fold")
+        for heading in ("op", "weights", "activations"):
+            table.add_column(heading)
+        for heading in ("weight SQNR", "output SQNR", "bytes before", "after"):
+            table.add_column(heading, justify="right")
+        table.add_column("not quantized because", overflow="fold")
+        for layer in self.layers:
+            table.add_row(
+                layer.name,
+                layer.op,
+                _with(layer.weights, layer.weight_scales),
+                _with(layer.activations, layer.activation_scales),
+                _shown(layer.weight_sqnr),
+                _shown(layer.output_sqnr),
+                f"{layer.bytes_before:,}",
+                f"{layer.bytes_after:,}",
+                layer.reason,
+                style="dim" if layer.reason else None,
+            )
+        table.add_section()
+        table.add_row("whole model", "", "", "", "", "", f"{self.bytes_before:,}", f"{self.bytes_after:,}", "")
+        return table
+
+    def _caption(self) -> str | None:
+        if not self.output_sqnr:
+            return None
+        figures = ", ".join(f"{name} {_shown(value)} dB" for name, value in self.output_sqnr.items())
+        return f"SQNR in dB, on {self.samples} samples; outputs of the model: {figures}"
+
+
+def make_report(
+    before: Graph,
+    after: Graph,
+    recipe: str,
+    decisions: Sequence[Decision],
+    data: Batches | None = None,
+    *,
+    batches: int = 4,
+    progress: Progress | None = None,
+) -> Report:
+    """Compares a float32 graph with what `fp8np.ptq.insert` made of it.
+
+    Args:
+        before: the float32 graph.
+        after: the quantized one; nodes and values keep their names in it.
+        recipe: its name.
+        decisions: those carried out.
+        data: both graphs are run on its first batches.
+        batches: on how many.
+        progress: told about each batch.
+    """
+    old = {node.name: node for node in before.nodes}
+    new = {node.name: node for node in after.nodes}
+    outputs = [name for name in dict.fromkeys(leaves(before.outputs)) if name in before.values]
+    watched = [old[decision.node].outputs[0] for decision in decisions] + outputs
+    noise, samples = ({}, 0) if data is None else _compare(before, after, watched, data, batches, progress)
+    layers = tuple(_layer(before, after, old[d.node], new[d.node], d, noise) for d in decisions)
+    return Report(
+        recipe,
+        layers,
+        {name: noise[name].db for name in outputs if name in noise},
+        sum(c.nbytes for c in before.constants.values()),
+        sum(c.nbytes for c in after.constants.values()),
+        samples,
+    )
+
+
+@dataclass
+class _Energies:
+    """Of a signal and of what was added to it."""
+
+    signal: float = 0.0
+    noise: float = 0.0
+
+    def add(self, approximation: Any, reference: Any) -> None:
+        exact = np.asarray(reference, np.float64)
+        self.signal += float(np.vdot(exact, exact))
+        difference = approximation - exact
+        self.noise += float(np.vdot(difference, difference))
+
+    @property
+    def db(self) -> float:
+        return decibels(self.signal, self.noise)
+
+
+def _compare(
+    before: Graph, after: Graph, names: Iterable[str], data: Batches, batches: int, progress: Progress | None
+) -> tuple[dict[str, _Energies], int]:
+    """The energies of each named float value, over the first batches; and how many samples those are."""
+    floats = {name for name in names if before.facts(name).dtype == "float32"}
+    energies: dict[str, _Energies] = {}
+    samples = 0
+    total = None if data.count is None else min(data.count, batches)
+    for i, batch in enumerate(itertools.islice(data, batches)):
+        exact: dict[str, Any] = {}
+
+        def keep(name: str, array: Any, exact: dict[str, Any] = exact) -> None:
+            if name in floats:
+                exact[name] = array
+
+        def compare(name: str, array: Any, exact: dict[str, Any] = exact) -> None:
+            if name in exact:
+                energies.setdefault(name, _Energies()).add(array, exact.pop(name))
+
+        interpret(before, batch.inputs, observe=keep)
+        interpret(after, batch.inputs, observe=compare)
+        samples += batch.samples
+        if progress is not None:
+            progress("comparing", i + 1, total)
+    return energies, samples
+
+
+def _layer(before: Graph, after: Graph, old: Node, new: Node, decision: Decision, noise: Mapping[str, _Energies]) -> LayerReport:
+    weights: list[Scheme] = []
+    activations: list[Scheme] = []
+    energies = _Energies()
+    for i, scheme in decision.schemes.items():
+        name, new_name = old.inputs[i], new.inputs[i]
+        codes = after.constants.get(str(new_name))
+        if isinstance(codes, QTensor):
+            energies.add(dequantize(codes), before.constants[str(name)])
+            weights.append(scheme)
+        else:
+            activations.append(scheme)
+    output = noise.get(old.outputs[0])
+    return LayerReport(
+        name=old.name,
+        op=old.op,
+        origin=old.origin,
+        weights=_joined(s.format.name for s in weights),
+        weight_scales=_joined("direct" if s.direct else str(s.granularity) for s in weights),
+        activations=_joined(s.format.name for s in activations),
+        activation_scales=_joined("direct" if s.direct else "dynamic" if s.dynamic else "static" for s in activations),
+        weight_sqnr=energies.db if weights else None,
+        output_sqnr=None if output is None else output.db,
+        bytes_before=_bytes(before.constants, old),
+        bytes_after=_bytes(after.constants, new),
+        reason=decision.reason,
+    )
+
+
+def _bytes(constants: Mapping[str, Constant], node: Node) -> int:
+    return sum(constants[name].nbytes for name in {n for n in node.inputs if n in constants} if name is not None)
+
+
+def _joined(words: Iterable[str]) -> str:
+    return "/".join(dict.fromkeys(words))
+
+
+def _with(fmt: str, scales: str) -> str:
+    return f"{fmt.removeprefix('float8_')}, {scales}" if fmt else ""
+
+
+def _shown(db: float | None) -> str:
+    if db is None:
+        return ""
+    return "exact" if db == math.inf else f"{db:.1f}"
+
+
+def _plain(db: float | None) -> float | str | None:
+    return db if db is None or math.isfinite(db) else str(db)

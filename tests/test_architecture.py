@@ -1,0 +1,205 @@
+"""The shape of the code, measured: who imports whom, what an addition costs, what loads at import, how long modules are."""
+
+from __future__ import annotations
+
+import ast
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import fp8np
+from fp8np.build import GraphBuilder
+from fp8np.formats import FORMATS, FloatFormat, Specials
+from fp8np.interpret import interpret
+from fp8np.kernels import _table
+from fp8np.layers import _op
+from fp8np.layers._op import OPS, Spec, op
+from fp8np.model import Model
+
+ROOT = Path(__file__).parents[1]
+PACKAGE = ROOT / "fp8np"
+
+# docs/design.md: a module imports only from its own level or below. A folder's own modules share its level unless named.
+LEVELS = {
+    "errors": 0,
+    "_settings": 0,
+    "formats": 1,
+    "dims": 1,
+    "_files": 1,
+    "policy": 2,
+    "reference": 2,
+    "scheme": 2,
+    "tensor": 3,
+    "graph": 3,
+    "kernels": 4,
+    "codec": 5,
+    "linalg": 5,
+    "layers": 5,
+    "check": 6,
+    "inputs": 6,
+    "build": 6,
+    "interpret": 6,
+    "data": 7,
+    "metrics": 7,
+    "calibrate": 7,
+    "ptq": 7,
+    "artifact": 7,
+    "plan": 8,
+    "model": 9,
+    "describe": 7,
+    "evaluate": 9,
+    "cli": 10,
+    "__init__": 10,
+}
+MAX_LINES = 400
+
+
+def modules() -> Iterator[tuple[str, Path]]:
+    for path in sorted(PACKAGE.rglob("*.py")):
+        parts = path.relative_to(PACKAGE).with_suffix("").parts
+        yield ".".join(parts), path
+
+
+def imported(path: Path, *, whole_file: bool = True) -> set[str]:
+    """Modules imported anywhere in a file, as dotted names."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    names: set[str] = set()
+    for node in ast.walk(tree) if whole_file else tree.body:
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.level == 0 and node.module:
+            names |= {node.module} | {f"{node.module}.{alias.name}" for alias in node.names}
+    return names
+
+
+def level(module: str) -> int:
+    top = module.split(".")[0]
+    assert top in LEVELS, f"fp8np/{top} has no level: give it one here and in docs/design.md"
+    return LEVELS[top]
+
+
+@pytest.mark.parametrize(("module", "path"), [m for m in modules() if m[0] != "__init__"])
+def test_imports_go_down(module: str, path: Path) -> None:
+    own = level(module)
+    for name in imported(path):
+        if name.startswith("fp8np.") and (ROOT / (name.replace(".", "/") + ".py")).exists() | (ROOT / name.replace(".", "/")).is_dir():
+            assert level(name.removeprefix("fp8np.")) <= own, f"{module} (level {own}) imports {name}"
+
+
+@pytest.mark.parametrize(("module", "path"), list(modules()))
+def test_only_the_command_line_knows_the_converters(module: str, path: Path) -> None:
+    foreign = {name.split(".")[0] for name in imported(path)} & {"torch", "transformers", "onnx", "fp8np_converters"}
+    assert not foreign or module == "cli", f"{module} imports {foreign}"
+
+
+@pytest.mark.parametrize(("module", "path"), list(modules()))
+def test_only_kernels_import_numba(module: str, path: Path) -> None:
+    if any(name.split(".")[0] in {"numba", "llvmlite"} for name in imported(path)):
+        assert module in {"kernels._jit", "kernels._bits"}
+    layer = module.startswith("layers.")
+    assert not (layer and any(name.startswith("fp8np.kernels") for name in imported(path))), f"{module} imports a kernel"
+
+
+def test_settings_alone_reads_the_environment() -> None:
+    for module, path in modules():
+        if module != "_settings":
+            assert "FP8NP_" not in re.sub(r'"""[\s\S]*?"""|#.*|f?"[^"]*Set FP8NP_[^"]*"', "", path.read_text(encoding="utf-8")), module
+
+
+def docstrings(tree: ast.AST) -> set[int]:
+    """Identities of the constants that are docstrings."""
+    found = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef) and node.body and isinstance(node.body[0], ast.Expr):
+            found.add(id(node.body[0].value))
+    return found
+
+
+def test_formats_are_named_in_one_table() -> None:
+    # policy: which vendor defines which format. recipe: which formats the paper's recipes use. Both are data about formats.
+    allowed = {"formats", "policy", "ptq.recipe"}
+    names = set(FORMATS) | {name.removeprefix("float8_") for name in FORMATS}
+    for module, path in modules():
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        prose = docstrings(tree)
+        strings = {n.value for n in ast.walk(tree) if isinstance(n, ast.Constant) and isinstance(n.value, str) and id(n) not in prose}
+        assert not strings & names or module in allowed, f"{module} names {sorted(strings & names)}"
+
+
+@pytest.mark.parametrize("path", [*PACKAGE.rglob("*.py"), *(ROOT / "converters").rglob("*.py")], ids=lambda p: p.name)
+def test_modules_can_be_read_in_a_sitting(path: Path) -> None:
+    lines = path.read_text(encoding="utf-8").count("\n")
+    assert lines <= MAX_LINES, f"{path.name} has {lines} lines: make it a folder"
+
+
+def run_python(code: str) -> str:
+    result = subprocess.run([sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, check=True)
+    return result.stdout.strip()
+
+
+def test_import_loads_nothing_heavy() -> None:
+    heavy = "numba llvmlite torch scipy onnx matplotlib ml_dtypes rich click safetensors transformers".split()
+    assert run_python(f"import fp8np, sys; print([m for m in {heavy!r} if m in sys.modules])") == "[]"
+
+
+def test_checking_a_graph_needs_no_numba() -> None:
+    code = """
+import sys, numpy as np
+from fp8np.build import GraphBuilder
+b = GraphBuilder()
+x = b.input("x", ("B", 3), "float32")
+b.finish(b.node("linear", (x, b.constant("w", np.zeros((2, 3), np.float32)))))
+print("numba" in sys.modules)"""
+    assert run_python(code) == "False"
+
+
+def test_every_public_name_exists() -> None:
+    for name in fp8np.__all__:
+        assert getattr(fp8np, name) is not None
+    assert set(fp8np.__all__) <= set(dir(fp8np))
+    with pytest.raises(AttributeError, match="no attribute 'encoed'"):
+        fp8np.encoed  # noqa: B018
+
+
+def test_a_format_costs_one_row(monkeypatch: pytest.MonkeyPatch) -> None:
+    row = FloatFormat("float8_e2m5", 2, 5, 1, Specials.NAN_AT_TOP, "this test")
+    monkeypatch.setattr("fp8np.formats.FORMATS", {**FORMATS, row.name: row})
+    x = np.linspace(-3, 3, 50, dtype=np.float32).reshape(10, 5)
+    q = fp8np.quantize(x, "e2m5")
+    assert q.format is row
+    assert np.abs(fp8np.dequantize(q) - x).max() <= 3 * row.eps
+    exact = fp8np.matmul(q, q.T, accumulate="exact")
+    np.testing.assert_allclose(fp8np.matmul(q, q.T), exact, rtol=1e-5)
+
+
+def test_an_op_costs_one_file(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_op, "_rows", dict(OPS))
+    _op.ops.cache_clear()
+    try:
+        op("twice", ("x",), shape=lambda x: Spec(x.shape), define=lambda x: x + x)
+        b = GraphBuilder()
+        x = b.input("x", ("B",), "float32")
+        graph = b.finish(b.node("twice", (x,)))
+        given = np.ones(3, np.float32)
+        np.testing.assert_array_equal(Model(graph).run(given), interpret(graph, {"x": given}))
+    finally:
+        _op.ops.cache_clear()
+
+
+def test_a_kernel_costs_one_row(monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = list(_table.kernels())
+    row = _table.Kernel("gemm", lambda *_: None, _table.Cpu.ANY, lambda *f: f[0].mantissa_bits == 4, "none", False)
+    monkeypatch.setattr(_table, "_rows", [row, *rows])
+    _table.select.cache_clear()
+    try:
+        e3m4, e5m2 = FORMATS["float8_e3m4fn"], FORMATS["float8_e5m2"]
+        assert _table.select("gemm", e3m4, e3m4) is row.function
+        assert _table.select("gemm", e5m2, e5m2) is not row.function
+        assert _table.select("gemm", e3m4, e3m4, reproducible=True) is not row.function
+    finally:
+        _table.select.cache_clear()
