@@ -45,8 +45,10 @@ def exact_product(a: Codes, a_format: FloatFormat, b: Codes, b_format: FloatForm
     """f32 (Z, M, N): init + a @ b^T, summed exactly and rounded once; a sum of zero gives +0.
 
     Args:
-        a: u8 (Z|1, M, K), any strides. b: u8 (Z|1, N, K), any strides.
-        a_format, b_format: of the codes.
+        a: u8 (Z|1, M, K), any strides.
+        a_format: of a's codes.
+        b: u8 (Z|1, N, K), any strides.
+        b_format: of b's codes.
         init: f32 (Z, M, N).
     """
     Z = max(len(a), len(b)) if len(a) and len(b) else 0
@@ -89,7 +91,7 @@ def _block(a: Codes, a_bands: list[Band], b: Codes, b_bands: list[Band], chunks:
     if init is not None:
         parts[p] = np.where(np.isfinite(init), init, 0)
     out = np.empty(shape, np.float32)
-    select("exact_sum", reproducible=True)(parts.reshape(len(parts), -1), out.reshape(-1))
+    select("exact_sum", reproducible=True)(parts.reshape(len(parts), out.size), out.reshape(out.size))
     return out
 
 
@@ -139,7 +141,7 @@ def _bands(fmt: FloatFormat, used: npt.NDArray[np.bool_], count: int) -> list[Ba
 
 
 def _has_special(codes: Codes, fmt: FloatFormat) -> bool:
-    return bool((_used(codes) & ~np.isfinite(decode_table(fmt))).any())
+    return bool(np.any(_used(codes) & ~np.isfinite(decode_table(fmt))))
 
 
 def _special(a: Floats, b: Floats, init: Floats | None) -> npt.NDArray[Any]:
@@ -151,14 +153,13 @@ def _special(a: Floats, b: Floats, init: Floats | None) -> npt.NDArray[Any]:
     signed = a_infinite @ b_all.T + a_finite @ b_infinite.T
     total = abs(a_infinite) @ abs(b_all).T + abs(a_finite) @ abs(b_infinite).T
     invalid = abs(a_infinite) @ (b == 0).T.astype(np.float64) + (a == 0).astype(np.float64) @ abs(b_infinite).T
-    invalid += np.isnan(a).any(axis=1)[:, None]
-    invalid += np.isnan(b).any(axis=1)
+    invalid += np.any(np.isnan(a), axis=1, keepdims=True)
+    invalid += np.any(np.isnan(b), axis=1)
     with np.errstate(invalid="ignore"):
         result = np.where(total + signed > 0, np.inf, 0.0) + np.where(total > signed, -np.inf, 0.0)
         if init is not None:
             result += np.where(np.isfinite(init), 0, init)
-    result[invalid > 0] = np.nan
-    return result
+    return np.where(invalid > 0, np.nan, result)
 
 
 def _signs(values: Floats) -> tuple[Doubles, Doubles]:

@@ -95,10 +95,11 @@ def product(a: QTensor, b: QTensor, batch: tuple[int, ...], accumulate: str, ini
     left = _batched(a.codes, batch)
     right = _batched(b.codes.swapaxes(-1, -2), batch)
     (M, K), N = left.shape[1:], right.shape[1]
+    shape = (Z, M, N)
     if len(right) == 1:
         # All of the batch meets the same columns: one product with many rows.
-        left = left.reshape(1, len(left) * M, K)
-    shape = (Z, M, N) if len(right) > 1 or len(left) != 1 else (1, left.shape[1], N)
+        left = left.reshape(1, Z * M, K)
+        shape = (1, Z * M, N)
     start = None if init is None else init.reshape(shape)
     if accumulate == "exact":
         out = exact_product(left, a.format, right, b.format, start)
@@ -167,7 +168,7 @@ def convolve(
 ) -> Floats:
     """f32 (B, O, Ho, Wo), scales and bias applied. Negative padding crops. x (B, C, H, W), w (O, C/G, kh, kw)."""
     (B, C, H, W), (O, per_group, kh, kw) = x.shape, w.shape  # noqa: E741 - the alphabet
-    if groups < 1 or C != per_group * groups or O % groups or not kh or not kw:
+    if groups < 1 or per_group * groups != C or O % groups or not kh or not kw:
         raise ShapeError(
             f"{name}: expected x (B, C, H, W) and w (O, C/G, kh, kw), G = {groups} dividing O, and a kernel that is not empty; "
             f"got x {x.shape} and w {w.shape}"

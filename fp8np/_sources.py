@@ -13,7 +13,15 @@ __all__ = ["exact_floats", "to_odd"]
 
 
 def exact_floats(x: Any, source: str | None) -> npt.NDArray[Any]:
-    # C-contiguous float32 or float64 of x's shape that rounds to the same codes as x does, in every rounding mode.
+    """C-contiguous float32 or float64 of x's shape that rounds to the same codes as x does, in every rounding mode.
+
+    Args:
+        x: real numbers, as `fp8np.codec.encode` takes them.
+        source: None, or "bfloat16" if x is uint16 and holds the bits of bfloat16 numbers.
+
+    Raises:
+        DTypeError: x is not of real numbers, or not of the bits that `source` says.
+    """
     array = np.asarray(x)
     if source is not None:
         if source != "bfloat16" or array.dtype != np.uint16:
@@ -48,8 +56,13 @@ def _integers_to_odd(array: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
 
 
 def to_odd(wide: npt.NDArray[Any], narrow: np.dtype[Any]) -> npt.NDArray[Any]:
-    # Rounding to odd: an inexact result is the neighbour whose last bit is set. A second rounding, to a format narrower by two
-    # bits or more, then gives what one rounding would have given.
+    """Rounds to float64 or float32 to odd: an inexact result is the neighbour whose last bit is set.
+
+    A second rounding, to a format narrower by two bits or more, then gives what one rounding would have given.
+
+    >>> to_odd(np.array([1 + 2.0**-52]), np.dtype(np.float32)).item() == 1 + 2.0**-23
+    True
+    """
     with np.errstate(over="ignore", under="ignore"):
         values = np.asarray(wide.astype(narrow, order="C"))
     back = values.astype(wide.dtype)

@@ -13,15 +13,12 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from fp8np.data import Batch
+from fp8np.data import Batch, Progress
 from fp8np.errors import CalibrationError
 from fp8np.graph import Graph, Node
 from fp8np.interpret import interpret
 
-__all__ = ["Execute", "MaxObserver", "Progress", "Range", "RangeObserver", "calibrate"]
-
-Progress = Callable[[str, int, int | None], None]
-"""Called after each batch with what is being done, how many batches are done, and of how many (None: not known)."""
+__all__ = ["Execute", "MaxObserver", "Range", "RangeObserver", "calibrate"]
 
 
 class Execute(Protocol):

@@ -249,7 +249,7 @@ def _facts(graph: Graph) -> dict[str, Value]:
 
 def _shapes(graph: Graph) -> Problems:
     outputs = [name for node in graph.nodes for name in node.outputs]
-    for name in set(graph.values) - set(outputs):
+    for name in sorted(set(graph.values) - set(outputs)):
         yield f"{name!r} has a shape but no node computes it"
     facts = _facts(graph)
     for node in graph.nodes:

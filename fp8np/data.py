@@ -34,7 +34,10 @@ from fp8np.errors import CalibrationError, InputError
 from fp8np.graph import Value
 from fp8np.inputs import by_name, declared_arrays
 
-__all__ = ["Batch", "Batches", "load_batches"]
+__all__ = ["Batch", "Batches", "Progress", "imported", "load_batches", "read_arrays"]
+
+Progress = Callable[[str, int, int | None], None]
+"""Called after each batch with what is being done, how many batches are done, and of how many (None: not known)."""
 
 _FACTORY = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*")
 _SUFFIXES = (".npz", ".npy")
@@ -135,7 +138,7 @@ def _from_text(text: str, inputs: Sequence[Value] | None, batch_size: int) -> Ba
     if path.is_file():
         return _from_list(text, _cut(text, _read(path), inputs, batch_size), inputs)
     if _FACTORY.fullmatch(text):
-        return _from_object(text, _imported(text), inputs)
+        return _from_object(text, imported(text), inputs)
     raise CalibrationError(f"{text}: no such file or folder, and not a factory (package.module:function) either")
 
 
@@ -160,7 +163,24 @@ def _iterated(origin: str, items: Any) -> Iterator[Any]:
     return iter(items)
 
 
-def _imported(text: str) -> Any:
+def read_arrays(path: Path, inputs: Sequence[Value]) -> dict[str, npt.NDArray[Any]]:
+    """One batch from an npz or npy file, by input name; as it is in the file, for the model to check.
+
+    Raises:
+        InputError: the file is not readable, or holds another number of arrays than the model takes.
+    """
+    try:
+        return by_name(inputs, _positional(_read(path), inputs))
+    except CalibrationError as error:
+        raise InputError(str(error)) from error
+
+
+def imported(text: str) -> Any:
+    """What ``package.module:name`` names, the current directory being searched too.
+
+    Raises:
+        CalibrationError: there is no such module or name.
+    """
     # As `python -m` does it; the command line alone would not find a module beside the user's data.
     if "" not in sys.path and os.getcwd() not in sys.path:  # noqa: PTH109 - sys.path holds str
         sys.path.insert(0, os.getcwd())  # noqa: PTH109

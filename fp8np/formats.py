@@ -88,11 +88,11 @@ class FloatFormat:
             raise FormatError(f"{self.name}: only signed formats take another bias")
         if not 0 <= bias <= 127:
             raise FormatError(f"{self.name}: bias must be in 0..127, got {bias}")
-        if bias == self.bias:
-            return self
-        base = self.name.split("@")[0]
+        base = FORMATS.get(self.name.split("@")[0], self)
+        if bias == base.bias:
+            return base
         # Another bias is another value set, which no element type of safetensors names.
-        return dataclasses.replace(self, name=f"{base}@{bias}", bias=bias, stored_as="U8")
+        return dataclasses.replace(base, name=f"{base.name}@{bias}", bias=bias, stored_as="U8")
 
     # -- magnitudes: the code without its sign bit ----------------------------------------------------------------
 
@@ -240,7 +240,8 @@ def _by_name(name: str) -> FloatFormat:
             return FORMATS[candidate]
     import difflib
 
-    close = difflib.get_close_matches(f"float8_{lowered.removeprefix('float8_')}", FORMATS, n=3)
+    short = {f.removeprefix("float8_"): f for f in FORMATS}
+    close = [short[s] for s in difflib.get_close_matches(lowered.removeprefix("float8_"), short, n=3)]
     hint = f"; did you mean {' or '.join(close)}?" if close else f"; known: {', '.join(FORMATS)}"
     raise FormatError(f"unknown format {name!r}{hint}")
 

@@ -104,7 +104,8 @@ def conv2d(
         x: (B, C, H, W), scaled per tensor or per sample (B, 1, 1, 1).
         w: (O, C/G, kh, kw), scaled per tensor or per output channel (O, 1, 1, 1).
         bias: float32 (O,), added after the scales.
-        stride, dilation: one number, or one each for H and W.
+        stride: one number, or one each for H and W.
+        dilation: distance of neighbouring filter values in the picture: one number, or one each for H and W.
         padding: zeros around each picture: one number, one each for H and W, ``((top, bottom), (left, right))``, ``"valid"``
             (none), or ``"same"`` (the result has the picture's size; stride 1 only; an odd zero goes to the bottom and right).
         groups: G; group g of the outputs reads group g of the channels.
@@ -189,10 +190,12 @@ def conv_transpose2d(
         x: (B, C, H, W), scaled per tensor or per sample (B, 1, 1, 1).
         w: (C, O/G, kh, kw), scaled per tensor or along axis 1.
         bias: float32 (O,).
-        stride, dilation: one number, or one each for H and W.
+        stride: one number, or one each for H and W.
+        dilation: one number, or one each for H and W.
         padding: rows and columns removed from the result: one number, one each for H and W, or ``((top, bottom), (left, right))``.
         output_padding: rows and columns added at the bottom and right; less than stride or dilation.
-        groups, accumulate: as for `conv2d`.
+        groups: G; group g of the channels adds to group g of the outputs.
+        accumulate: ``"fp32"`` or ``"exact"``; see the module's docstring.
 
     Returns:
         float32 (B, O, Ho, Wo), ``Ho = (H - 1) * stride - top - bottom + dilation * (kh - 1) + output_padding + 1``.
@@ -218,7 +221,7 @@ def conv_transpose2d(
         raise ShapeError(f"{name}: expected numbers for padding, got {padding!r}")
     removed = pads_of(name, padding, (w.shape[2], w.shape[3]), strides, dilations)
     C, per_group, kh, kw = w.shape
-    if groups < 1 or C != x.shape[1] or C % groups:
+    if groups < 1 or x.shape[1] != C or C % groups:
         raise ShapeError(
             f"{name}: expected x (B, C, H, W) and w (C, O/G, kh, kw), G = {groups} dividing C; got x {x.shape} and w {w.shape}"
         )

@@ -6,6 +6,7 @@ import ast
 import re
 import subprocess
 import sys
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -32,12 +33,15 @@ LEVELS = {
     "dims": 1,
     "_files": 1,
     "policy": 2,
+    "_sources": 2,
     "reference": 2,
     "scheme": 2,
     "tensor": 3,
     "graph": 3,
     "kernels": 4,
     "codec": 5,
+    "_exact": 5,
+    "_products": 5,
     "linalg": 5,
     "layers": 5,
     "check": 6,
@@ -135,6 +139,12 @@ def test_formats_are_named_in_one_table() -> None:
 def test_modules_can_be_read_in_a_sitting(path: Path) -> None:
     lines = path.read_text(encoding="utf-8").count("\n")
     assert lines <= MAX_LINES, f"{path.name} has {lines} lines: make it a folder"
+
+
+def test_every_folder_is_installed() -> None:
+    listed = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["setuptools"]["packages"]
+    found = {".".join(p.parent.relative_to(ROOT).parts) for top in ("fp8np", "converters") for p in (ROOT / top).rglob("__init__.py")}
+    assert sorted(listed) == sorted(name.replace("converters", "fp8np_converters") for name in found)
 
 
 def run_python(code: str) -> str:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from fp8np.data import Batch, load_batches
+from fp8np.data import Batch, load_batches, read_arrays
 from fp8np.dims import symbol
 from fp8np.errors import CalibrationError, InputError
 from fp8np.graph import Value
@@ -48,6 +48,9 @@ def test_arrays_given_by_position_are_matched_in_order(tmp_path: Path) -> None:
     (batch,) = load_batches(str(tmp_path / "d.npy"), inputs=X)
     assert batch.inputs["x"].dtype == np.float32
     assert list(next(iter(load_batches(tmp_path / "d.npz"))).inputs) == ["0", "1"]
+    swapped = tuple(Value(name, (B, 4), "int64") for name in ("arr_1", "arr_0"))
+    (batch,) = load_batches(tmp_path / "d.npz", inputs=swapped)
+    assert batch.inputs["arr_0"].all()
 
 
 def test_a_folder_is_read_in_the_order_of_names(tmp_path: Path) -> None:
@@ -81,7 +84,16 @@ def test_factory_is_imported_from_the_current_directory_and_called_anew(tmp_path
 
 def test_iterables_of_every_form_of_batch() -> None:
     x = _samples(2, 3)
-    for item, label in [(x, None), ((x,), None), ({"x": x}, None), ((x, 5), 5), ([x, 5], 5), (({"x": x}, 5), 5), (((x,), 5), 5), ({"x": x, "labels": 5}, 5)]:
+    for item, label in [
+        (x, None),
+        ((x,), None),
+        ({"x": x}, None),
+        ((x, 5), 5),
+        ([x, 5], 5),
+        (({"x": x}, 5), 5),
+        (((x,), 5), 5),
+        ({"x": x, "labels": 5}, 5),
+    ]:
         (batch,) = load_batches([item], inputs=X)
         np.testing.assert_array_equal(batch.inputs["x"], x)
         assert batch.label == label
@@ -183,6 +195,20 @@ def test_arrays_that_cannot_be_cut_are_refused() -> None:
         load_batches({"ids": np.zeros((2, 4)), "mask": np.zeros((3, 4))}, inputs=IDS)
     with pytest.raises(InputError, match="no axis 0"):
         load_batches({"x": np.float32(1)}, inputs=X)
+
+
+def test_one_batch_is_read_as_it_is(tmp_path: Path) -> None:
+    ids = np.ones((2, 4), np.int32)
+    np.savez(tmp_path / "named.npz", mask=ids, ids=ids)
+    np.savez(tmp_path / "unnamed.npz", ids, ids)
+    np.save(tmp_path / "one.npy", np.full((1, 3), np.nan))
+    assert set(read_arrays(tmp_path / "named.npz", IDS)) == set(read_arrays(tmp_path / "unnamed.npz", IDS)) == {"ids", "mask"}
+    assert read_arrays(tmp_path / "named.npz", IDS)["ids"].dtype == np.int32
+    assert np.isnan(read_arrays(tmp_path / "one.npy", X)["x"]).all()
+    (tmp_path / "bad.npz").write_bytes(b"bad")
+    for name, message in [("one.npy", "expected 2"), ("bad.npz", "not readable"), ("missing.npz", "not readable")]:
+        with pytest.raises(InputError, match=message):
+            read_arrays(tmp_path / name, IDS)
 
 
 def test_things_that_are_no_data_are_refused() -> None:

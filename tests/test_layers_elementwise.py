@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fp8np.dims import symbol
@@ -78,12 +78,14 @@ def same(got: Any, want: Any, rtol: float) -> None:
 )
 def test_one_operand(name: str, attrs: dict[str, Any], torch_fn: Callable[[Any], Any], dtype: Any) -> None:
     x = GRID.astype(dtype)
-    # gelu: PyTorch's own formula loses its digits below -5, ours does not.
-    x = np.maximum(x, -4) if name == "gelu" else x
-    same(run(name, x, **attrs), torch_fn(torch.from_numpy(x)), 3e-6 if dtype == np.float32 else 1e-12)
+    # PyTorch's gelu has an absolute error of 1e-7 in float32, and even in float64 no digits far out: see below.
+    x = np.where(x < -5, np.abs(x), x) if name == "gelu" else x
+    want = torch_fn(torch.from_numpy(x.astype(np.float64)))
+    single = dtype == np.float32
+    same(run(name, x, **attrs), want.float() if single and want.is_floating_point() else want, 2e-6 if single else 1e-12)
     for shape in ((0,), (2, 0, 3), (2, 1, 4)) if name == "glu" else ((), (0,), (2, 0, 3), (2, 1, 4)):
         y = run(name, np.full(shape, 0.25, dtype), **attrs)
-        same(y, torch_fn(torch.full(shape, 0.25, dtype=torch.from_numpy(x).dtype)), 3e-6)
+        same(y, torch_fn(torch.full(shape, 0.25, dtype=torch.from_numpy(x).dtype)), 2e-6)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -103,7 +105,7 @@ def takes(name: str, dtype: str) -> bool:
         return dtype != "float32"
     if name in ACTIVATIONS:
         return dtype == "float32"
-    return dtype != "bool" and (name, dtype) != ("neg", "uint8") or name == "logical_not"
+    return (dtype != "bool" and (name, dtype) != ("neg", "uint8")) or name == "logical_not"
 
 
 def test_gelu_keeps_its_digits_in_the_tail() -> None:
@@ -111,6 +113,9 @@ def test_gelu_keeps_its_digits_in_the_tail() -> None:
         x = np.array([-6.0, -8.0, -12.0], dtype)
         want = [v * math.erfc(-v / math.sqrt(2)) / 2 for v in x.tolist()]
         np.testing.assert_allclose(run("gelu", x), want, rtol=1e-6)
+        # Out there x * sigmoid(u) is x * e^u.
+        want = [v * math.exp(math.sqrt(8 / math.pi) * (v + 0.044715 * v**3)) for v in x.tolist()[:2]]
+        np.testing.assert_allclose(run("gelu", x, approximate="tanh")[:2], want, rtol=1e-5)
 
 
 BINARY: dict[str, Callable[[Any, Any], Any]] = {
@@ -141,7 +146,7 @@ def test_two_tensors_of_every_type(name: str) -> None:
         for sx, sy in (((2, 3), (3,)), ((2, 3), ()), ((), (2, 1)), ((), ())):
             x, y = operand(dx, sx), operand(dy, sy)
             if name in ("pow", "remainder"):
-                y = np.abs(y) + np.ones((), y.dtype)
+                y = np.asarray(np.abs(y) + np.ones((), y.dtype))
             tx, ty = torch.from_numpy(x), torch.from_numpy(y)
             if refused_by_torch(name, tx, ty):
                 continue
@@ -308,6 +313,7 @@ def shapes_that_broadcast(draw: st.DrawFn) -> tuple[tuple[int, ...], tuple[int, 
     return parts[0], parts[1]
 
 
+@settings(deadline=None)
 @given(shapes_that_broadcast(), st.sampled_from(["add", "div", "maximum", "lt", "where"]), st.sampled_from([np.float32, np.float64]))
 def test_broadcasting(shapes: tuple[tuple[int, ...], tuple[int, ...]], name: str, dtype: Any) -> None:
     x, y = (np.full(shape, 2, dtype) for shape in shapes)

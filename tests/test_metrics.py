@@ -52,7 +52,7 @@ def test_cosine_is_the_mean_over_vectors() -> None:
 def test_eer_of_separated_reversed_and_uninformative_scores() -> None:
     assert eer([4, 3, 2, 1], [1, 1, 0, 0]) == 0.0
     assert eer([1, 2, 3, 4], [1, 1, 0, 0]) == 1.0
-    assert eer([5, 5, 5, 5], [1, 0, 1, 0]) == 0.5
+    assert eer([5, 5, 5, 5], [1, 1, 0, 0]) == 0.5
 
 
 def test_eer_of_two_normal_distributions() -> None:

@@ -18,7 +18,7 @@ from fp8np_converters.torch_export import from_module
 from torch import nn
 from workloads import Workload, need
 
-from fp8np.metrics import equal_error_rate
+from fp8np.metrics import eer
 
 RATE, WINDOW, HOP, MELS, FRAMES = 16000, 400, 160, 40, 160
 
@@ -61,7 +61,7 @@ def workload(shared: Path, models: Path) -> Workload:
         means = np.stack([output.mean(axis=0) for output in outputs])
         means /= np.linalg.norm(means, axis=1, keepdims=True)
         i, j = np.triu_indices(len(means), 1)
-        return equal_error_rate((means[i] * means[j]).sum(axis=1), speakers[i] == speakers[j])
+        return eer((means[i] * means[j]).sum(axis=1), speakers[i] == speakers[j])
 
     def batches() -> Iterator[Any]:
         yield from recordings

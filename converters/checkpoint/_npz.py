@@ -54,5 +54,4 @@ def _read_npy(member: IO[bytes], info: ZipInfo) -> Array:
     expected = math.prod(sizes) * dtype.itemsize
     if info.file_size - member.tell() != expected:
         raise CheckpointError(f"{dtype} {list(sizes)} needs {expected} bytes, but {info.file_size - member.tell()} are there")
-    # One byte more than is there: the end of the member is where its checksum is verified.
-    return as_array(member.read(expected + 1), dtype).reshape(sizes, order="F" if fortran else "C")
+    return as_array(member.read(expected), dtype).reshape(sizes, order="F" if fortran else "C")

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
-from fp8np.errors import CheckpointError, Fp8npError, InputError, MissingDependencyError, UnsupportedOperatorError
+from fp8np.errors import CheckpointError, InputError, MissingDependencyError, UnsupportedOperatorError
 from fp8np.graph import Graph
 
 try:
@@ -31,11 +31,12 @@ from ._example import Dynamic, Example, asked_sizes, evaluation_copy, example_of
 from ._operators import live_nodes, missing, refusal
 from ._recurrent import whole_recurrent_layers
 from ._walk import Walk
+from ._weights import load_weights
 
-__all__ = ["Dynamic", "from_exported", "from_module"]
+__all__ = ["Dynamic", "from_exported", "from_module", "load_weights"]
 
 
-def from_module(module: nn.Module, example_inputs: Any, *, dynamic: Dynamic = "auto", name: str = "") -> Graph:
+def from_module(module: nn.Module, example_inputs: Any, *, dynamic: Dynamic = None, name: str = "") -> Graph:
     """Traces a module into a graph.
 
     The module is copied: it may be in training mode, on a GPU or in half precision, and stays so. The graph computes what it
@@ -45,10 +46,10 @@ def from_module(module: nn.Module, example_inputs: Any, *, dynamic: Dynamic = "a
         module: any module that `torch.export` can trace.
         example_inputs: tensors or arrays that ``forward`` takes: a tuple by position, a dict by name, or one alone. Their
             values do not matter, their types do, and so do the sizes that are not symbolic.
-        dynamic: the symbolic sizes. "auto": the first axis of each input that has the size of the first input's, as "B",
-            where the model allows; a warning says where it does not. A mapping ``{"ids": {0: "B", 1: "T"}}``: these axes, and
-            with "B" also the first axes, of that size, of inputs it leaves out. None: all sizes are fixed. Symbolic sizes
-            stand for any size from 1; an example of size 1 will do.
+        dynamic: the symbolic sizes. None: the first axis of each input that has the size of the first input's, as "B", where
+            the model allows; a warning says where it does not. A mapping ``{"ids": {0: "B", 1: "T"}}``: these axes, and with
+            "B" also the first axes, of that size, of inputs it leaves out; so ``{}`` fixes all sizes. Symbolic sizes stand
+            for any size from 1; an example of size 1 will do.
         name: kept in the graph's meta data; the module's class by default.
 
     Returns:
@@ -74,9 +75,9 @@ def from_module(module: nn.Module, example_inputs: Any, *, dynamic: Dynamic = "a
     sizes = asked_sizes(dynamic, example)
     copied = evaluation_copy(module)
     with _quietly(), whole_recurrent_layers():
-        program = _traced(copied, example, sizes, fall_back=dynamic == "auto")
+        program = _traced(copied, example, sizes, fall_back=dynamic is None)
         walk = Walk(_expressible(program), example.names, sizes)
-    _check_symbolic(program, example.names, sizes, required=dynamic != "auto")
+    _check_symbolic(program, example.names, sizes, required=dynamic is not None)
     return walk.graph(_meta(name or type(module).__name__))
 
 

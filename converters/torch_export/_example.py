@@ -17,8 +17,8 @@ from fp8np.errors import DTypeError, InputError
 
 __all__ = ["Dynamic", "Example", "asked_sizes", "evaluation_copy", "example_of", "leaf_names"]
 
-Dynamic = str | Mapping[str, Mapping[int, str]] | None
-"""Which sizes are symbolic: "auto", none, or for each input its axes with a name for the size of each."""
+Dynamic = Mapping[str, Mapping[int, str]] | None
+"""Which sizes are symbolic: for each input its axes with a name for the size of each; None: the batch, where that works."""
 
 AxisNames = dict[tuple[str, int], str]
 
@@ -60,6 +60,7 @@ def example_of(module: nn.Module, inputs: Any) -> Example:
     """The call that example inputs mean.
 
     Args:
+        module: to be called.
         inputs: a tuple or list of positional arguments, a dict of keyword arguments, or a single tensor or array.
 
     Raises:
@@ -68,7 +69,9 @@ def example_of(module: nn.Module, inputs: Any) -> Example:
     """
     signature = inspect.signature(module.forward)
     if inputs is None:
-        raise InputError(f"{_called(module)} cannot be traced without example inputs: pass a tuple, or a dict by name, for forward{signature}")
+        raise InputError(
+            f"{_called(module)} cannot be traced without example inputs: pass a tuple, or a dict by name, for forward{signature}"
+        )
     if isinstance(inputs, Mapping):
         args, kwargs = (), dict(inputs)
     else:
@@ -108,9 +111,7 @@ def _tensor(value: torch.Tensor | np.ndarray[Any, Any]) -> torch.Tensor:
 def leaf_names(args: tuple[Any, ...], kwargs: Mapping[str, Any], positional: list[str]) -> tuple[str, ...]:
     """A name for each leaf of a call: that of the parameter, with the path inside it after a dot ("state.0", "batch.ids")."""
     roots = [*zip(positional, args, strict=True), *kwargs.items()]
-    return tuple(
-        ".".join((root, *map(_key, path))) for root, value in roots for path, _ in pytree.tree_flatten_with_path(value)[0]
-    )
+    return tuple(".".join((root, *map(_key, path))) for root, value in roots for path, _ in pytree.tree_flatten_with_path(value)[0])
 
 
 def _key(entry: Any) -> str:
@@ -127,10 +128,6 @@ def asked_sizes(dynamic: Dynamic, example: Example) -> AxisNames:
     leading = {name: tensor.shape[0] for name, tensor in tensors.items() if tensor.ndim}
     batch = {(name, 0): "B" for name, size in leading.items() if size == next(iter(leading.values()))}
     if dynamic is None:
-        return {}
-    if isinstance(dynamic, str):
-        if dynamic != "auto":
-            raise InputError(f'dynamic: expected "auto", None or a mapping such as {{"x": {{0: "B"}}}}, got {dynamic!r}')
         return batch
     named: AxisNames = {}
     values: dict[str, tuple[str, int]] = {}

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import operator
-import os
 import re
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -64,6 +64,8 @@ def bind(node: fx.Node, foreign: Foreign, resolve: Callable[[Any], Any]) -> dict
     """The arguments of an operator under our names: inputs and attributes together, those left out left out.
 
     Args:
+        node: a call of an operator.
+        foreign: its row.
         resolve: what stands for a node of the traced graph: a value's name, or a size.
 
     Raises:
@@ -163,10 +165,10 @@ def module_path(node: fx.Node) -> str:
 def code_place(node: fx.Node, *, with_code: bool = False) -> str:
     """The user's line that a node comes from, such as ``model.py:31``: the innermost one outside of PyTorch."""
     frames = list(_FRAME.finditer(node.meta.get("stack_trace") or ""))
-    package = os.path.dirname(torch.__file__) + os.sep
-    frames = [f for f in frames if not f["file"].startswith(package)] or frames
+    package = Path(torch.__file__).parent
+    frames = [f for f in frames if package not in Path(f["file"]).parents] or frames
     if not frames:
         return ""
     frame = frames[-1]
-    place = f"{os.path.basename(frame['file'])}:{frame['line']}"
+    place = f"{Path(frame['file']).name}:{frame['line']}"
     return f"{place}: {frame['code'].strip()}" if with_code else place

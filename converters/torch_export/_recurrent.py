@@ -30,7 +30,8 @@ def whole_recurrent_layers() -> Iterator[None]:
     decompositions = {operator: decomposition_table[operator] for operator in _OPERATORS}
     try:
         for operator in _OPERATORS:
-            operator.py_kernels.update(dict.fromkeys(_KEYS, _result))
+            for key in _KEYS:
+                operator.py_kernels[key] = _result
             operator._dispatch_cache.clear()
             decomposition_table[operator] = _result
         yield
@@ -39,7 +40,7 @@ def whole_recurrent_layers() -> Iterator[None]:
             operator.py_kernels.clear()
             operator.py_kernels.update(kernels[operator])
             operator._dispatch_cache.clear()
-        decomposition_table.update(decompositions)
+            decomposition_table[operator] = decompositions[operator]
 
 
 def _result(

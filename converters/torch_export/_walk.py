@@ -22,7 +22,7 @@ from fp8np.layers._op import Op
 from fp8np.layers._types import stored_type
 
 from ._operators import bind, code_place, live_nodes, module_path, operators
-from ._sizes import ARITHMETIC, SHAPE_OPERATORS, computed, hint, is_size
+from ._sizes import ARITHMETIC, SHAPE_OPERATORS, computed, hint
 
 __all__ = ["Walk"]
 
@@ -47,6 +47,9 @@ class Walk:
         self._values: dict[fx.Node, Any] = {}  # a name, a tuple of names, or a size
         self._symbols: dict[Any, str] = {}  # of PyTorch's, to our names
         self._hints: dict[str, int] = {}  # what the sizes are for the example inputs
+        # PyTorch's expression for a size of a tensor, to ours. It simplifies further than we do: a size that it computes from
+        # others must be the very expression that the shape rules found, or they would not recognize it.
+        self._sizes: dict[Any, Size] = {}
         self._nodes = live_nodes(program.graph)
         self._calls = Counter(module_path(node) for node in self._nodes if str(node.target) in operators())
 
@@ -56,8 +59,7 @@ class Walk:
         self._add_constants()
         for node in self._nodes:
             if node.target in ARITHMETIC:
-                arguments = tuple(self._values[a] if isinstance(a, fx.Node) else a for a in node.args)
-                self._values[node] = computed(node, arguments, _origin(node))
+                self._values[node] = self._computed(node)
             elif node.target is operator.getitem:
                 self._values[node] = self._item(node)
             elif str(node.target) in SHAPE_OPERATORS:
@@ -91,7 +93,9 @@ class Walk:
         asked = self._size_names.get((name, axis))
         known = self._symbols.setdefault(expression, asked or self._new_size_name(name, axis))
         if asked is not None and asked != known:
-            raise GraphError(f"input {name!r}, axis {axis}: the model needs {asked!r} to equal {known!r}; give both the same name in `dynamic`")
+            raise GraphError(
+                f"input {name!r}, axis {axis}: the model needs {asked!r} to equal {known!r}; give both the same name in `dynamic`"
+            )
         value = hint(size)
         if value is not None:
             self._hints.setdefault(known, value)
@@ -108,7 +112,7 @@ class Walk:
         for spec in self._program.graph_signature.input_specs:
             if spec.kind is InputKind.USER_INPUT:
                 continue
-            node = placeholders[spec.arg.name]  # type: ignore[union-attr]
+            node = placeholders[spec.arg.name]
             if node not in used:
                 continue
             target = str(spec.target)
@@ -126,20 +130,32 @@ class Walk:
     # --- nodes
 
     def _item(self, node: fx.Node) -> Any:
-        source, i = node.args
-        outputs = self._values[source]  # type: ignore[index]
-        if i >= len(outputs):  # type: ignore[operator]
-            raise UnsupportedOperatorError(f"{_origin(node)}: result {i} of {source.target} is not available, only the first {len(outputs)}")  # type: ignore[union-attr]
+        arguments: Any = node.args
+        source, i = arguments
+        outputs = self._values[source]
+        if i >= len(outputs):
+            raise UnsupportedOperatorError(
+                f"{_origin(node)}: result {i} of {source.target} is not available, only the first {len(outputs)}"
+            )
         return outputs[i]
 
     def _size(self, node: fx.Node) -> Size:
-        shape = self._builder.facts(self._values[node.args[0]]).shape  # type: ignore[index]
-        if str(node.target) == "aten.sym_size.int":
-            return shape[node.args[1]]  # type: ignore[index]
+        arguments: tuple[Any, ...] = node.args
+        shape = self._builder.facts(self._values[arguments[0]]).shape
+        if len(arguments) > 1:  # aten.sym_size
+            axis: int = arguments[1]
+            return shape[axis]
         total: Size = 1
         for size in shape:
             total = total * size
         return total
+
+    def _computed(self, node: fx.Node) -> Size:
+        value = node.meta["val"]
+        if isinstance(value, torch.SymInt) and value.node.expr in self._sizes:
+            return self._sizes[value.node.expr]
+        arguments = tuple(self._values[a] if isinstance(a, fx.Node) else a for a in node.args)
+        return computed(node, arguments, _origin(node))
 
     def _call(self, node: fx.Node) -> Any:
         row, foreign = operators()[str(node.target)]
@@ -192,15 +208,20 @@ class Walk:
         same = len(sizes) == len(ours.shape) and all(
             size is None or evaluate(mine, self._hints) == size for mine, size in zip(ours.shape, sizes, strict=True)
         )
+        for mine, size in zip(ours.shape, expected.shape, strict=same):
+            if isinstance(size, torch.SymInt):
+                self._sizes.setdefault(size.node.expr, mine)
         dtype = _dtype(expected.dtype, _origin(node))
         if not same or ours.dtype != dtype:
             theirs = f"{dtype}[{', '.join(map(str, expected.shape))}]"
-            raise GraphError(f"node {name!r} (from {_origin(node)}): {node.target} gives {theirs} in PyTorch, but the op's rule gives {ours}")
+            raise GraphError(
+                f"node {name!r} (from {_origin(node)}): {node.target} gives {theirs} in PyTorch, but the op's rule gives {ours}"
+            )
 
     # --- outputs
 
     def _output_nodes(self) -> list[fx.Node]:
-        return [node for node in self._program.graph.output_node().all_input_nodes]
+        return list(self._program.graph.output_node().all_input_nodes)
 
     def _outputs(self) -> Structure:
         signature = self._program.graph_signature
@@ -210,10 +231,10 @@ class Walk:
                 f"the model changes its buffers while it runs ({changed}), but a converted model has no state; "
                 "make the state an input and an output of forward()"
             )
-        (results,) = self._program.graph.output_node().args
+        results: Any = self._program.graph.output_node().args[0]
         leaves = [
             self._leaf(result, i)
-            for i, (spec, result) in enumerate(zip(signature.output_specs, results, strict=True))  # type: ignore[arg-type]
+            for i, (spec, result) in enumerate(zip(signature.output_specs, results, strict=True))
             if spec.kind is OutputKind.USER_OUTPUT
         ]
         return _structure(self._program.call_spec.out_spec, iter(leaves))

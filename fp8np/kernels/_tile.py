@@ -22,7 +22,7 @@ without run-time checks.
 from __future__ import annotations
 
 import math
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -44,14 +44,13 @@ DEPTH = 256
 
 ORDER = "k ascending, one float32 rounding a term"
 
-_T = TypeVar("_T", bound=np.generic)
 
-
-def read_only(array: npt.NDArray[_T]) -> npt.NDArray[_T]:
-    """A read-only view. Memory-mapped weights are read-only, and a second kind of argument would be compiled a second time."""
-    view = array.view()
-    view.flags.writeable = False
-    return view
+def read_only(*arrays: npt.NDArray[Any]) -> Any:
+    """Read-only views. Memory-mapped weights are read-only, and a second kind of argument would be compiled a second time."""
+    views = tuple(array.view() for array in arrays)
+    for view in views:
+        view.flags.writeable = False
+    return views
 
 
 def products_are_exact(*formats: FloatFormat) -> bool:

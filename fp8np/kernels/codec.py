@@ -31,11 +31,12 @@ def _signed(fmt: Any) -> bool:
 
 # -- float32 to codes, to nearest even --------------------------------------------------------------------------------
 #
-# The addition itself rounds. With E the exponent of |x|, not below that of the smallest normal value, and G = 2^(E + 23 - m):
+# The addition rounds, as the FPU does unless told otherwise: to nearest, ties to even. With E the exponent of |x|, not below
+# that of the smallest normal value, and G = 2^(E + 23 - m), here for m = 3:
 #
-#     E = exponent of |x|             1.fffff ffffffffff       |x|, 24 bits
-#     E + 23 - m                  1.000...000                  G: its last bit weighs 2^(E - m), one step of the format at E
-#                                 1.000...0nn n                G + |x|, rounded by the FPU to that step, ties to even
+#     G           1 0000000000000000000 0 000|             24 bits, the last of which weighs 2^(E - m), a step of the format at E
+#     |x|                               1 fff|ffff...      where E is the exponent of |x|; 0 fff|ffff... below the normal values
+#     G + |x|     1 0000000000000000000 n nnn|
 #
 # so bits(G + |x|) - bits(G) is |x| in steps, n = 2^m .. 2^(m+1) for normal values and 0 .. 2^m for subnormal ones, and
 # the magnitude is n + (E - min_exponent) * 2^m. A carry to n = 2^(m+1) is the next binade, as wanted. E stops one above
@@ -203,13 +204,13 @@ def _rows(outer: int, channels: int, inner: int) -> tuple[int, int]:
 #     toward zero              00000000000
 #     stochastic, N bits       RRRR0000000   R, left-aligned
 #
-# A number far below the smallest step has a cut of up to 1074 - m bits. From 62 on the significand is moved right instead; a bit lost
-# on the way leaves its mark in the last place, which lies far below the half and the random bits.
+# A number far below the smallest step has a cut of up to a thousand bits. From 62 on the significand is moved right instead; a
+# bit lost on the way leaves its mark in the last place, far below the half and the random bits.
 
 
 @exact
 def _cut(bits: Any, m: Any, min_exponent: Any, base: Any) -> Any:
-    # bits: i64 of a positive float64 -> significand, cut, and the magnitude before rounding less the part that is cut
+    # bits: i64 of a positive float64 -> significand, cut, and what to add to the bits kept to get a magnitude
     field = bits >> 52
     exponent = max(field, np.int64(1)) - 1023
     significand = (bits & np.int64(0xFFFFFFFFFFFFF)) | (min(field, np.int64(1)) << 52)

@@ -119,12 +119,12 @@ def _panels(
     x_table: Floats,
     w: Codes,
     w_table: Floats,
-    kernel_width: int,
-    kernel_size: int,
     geometry: Geometry,
-    plane: tuple[int, int],
     scale: Floats,
     bias: Floats,
+    kernel_width: int,
+    kernel_size: int,
+    plane: tuple[int, int],
     out: Floats,
     start: int,
     stop: int,
@@ -282,36 +282,33 @@ def conv2d(
     Ho, Wo = out.shape[2:]
     K = per_group * kh * kw
     work = out.size * max(K, 1)
-    if (kh, kw, Ho, Wo) == (H, W, 1, 1) and tuple(geometry[2:4]) == (0, 0) and geometry[6] == 1:
+    if (kh, kw, Ho, Wo) == (H, W, 1, 1) and tuple(geometry[2:]) == (0, 0, 1, 1, 1):
         # One window reads all of the picture: a matrix product.
         out[...] = 0
         one = np.ones(1, np.float32)
         gemm(x.reshape(1, B, K), x_table, w.reshape(1, O, K), w_table, one, scale, bias, out.reshape(1, B, O))
         return
-    if per_group == 1 and geometry[6] > 1:
-        depthwise = tuple(map(read_only, (x, x_table, w, w_table, geometry, scale, bias)))
-        parallel_for(lambda start, stop: _depthwise(*depthwise, out, start, stop), B * O if out.size else 0, work // 2)
-        return
-    if kh == kw == 1 and (H, W) == (Ho, Wo) and tuple(geometry[:4]) == (1, 1, 0, 0):
-        # A picture of one long row: the gather then copies whole rows of the panel.
-        x, Ho, Wo = x.reshape(B, C, 1, H * W), 1, H * W
-    inputs = (
-        read_only(x),
-        read_only(x_table),
-        read_only(w.reshape(O, K)),
-        read_only(w_table),
-        kw,
-        kh * kw,
-        read_only(geometry),
-        (Ho, Wo),
-        read_only(scale),
-        read_only(bias),
-        out.reshape(B, O, Ho * Wo),
+    pointwise = (kh, kw, Ho, Wo) == (1, 1, H, W) and tuple(geometry[:4]) == (1, 1, 0, 0)
+    # A picture of one long row lets the gather copy whole rows of the panel.
+    plane = (1, H * W) if pointwise else (Ho, Wo)
+    pictures, filters = x.reshape(B, C, 1, H * W) if pointwise else x, w.reshape(O, K)
+    sums = out.reshape(B, O, Ho * Wo)
+    x, pictures, x_table, w, filters, w_table, geometry, scale, bias = read_only(
+        x, pictures, x_table, w, filters, w_table, geometry, scale, bias
     )
     groups = int(geometry[6])
-    items = groups * -(-B * Ho * Wo // LANES) * -(-(O // groups) // ROWS)
-    # A multiply-add takes an eighth of the time of what `parallel_for` counts in; in `_depthwise`, half.
-    parallel_for(lambda start, stop: _panels(*inputs, start, stop), items, work // 8)
+
+    def depthwise(start: int, stop: int) -> None:
+        _depthwise(x, x_table, w, w_table, geometry, scale, bias, out, start, stop)
+
+    def panels(start: int, stop: int) -> None:
+        _panels(pictures, x_table, filters, w_table, geometry, scale, bias, kw, kh * kw, plane, sums, start, stop)
+
+    # A multiply-add takes an eighth of the time of what `parallel_for` counts in; depthwise, half.
+    if per_group == 1 and groups > 1:
+        parallel_for(depthwise, B * O if out.size else 0, work // 2)
+    else:
+        parallel_for(panels, groups * -(-B * Ho * Wo // LANES) * -(-(O // groups) // ROWS), work // 8)
 
 
 kernel("conv2d", conv2d, order=ORDER, reproducible=True, takes=products_are_exact)

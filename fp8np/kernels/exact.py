@@ -62,8 +62,8 @@ def _exact_sum(parts: Doubles, out: Floats, start: int, stop: int) -> None:
 
 def exact_sum(parts: Doubles, out: Floats) -> None:
     """The entry of the row; arguments as in the module's docstring."""
-    inputs = read_only(parts)
-    parallel_for(lambda start, stop: _exact_sum(inputs, out, start, stop), out.size, parts.size * 4)
+    (terms,) = read_only(parts)
+    parallel_for(lambda start, stop: _exact_sum(terms, out, start, stop), out.size, parts.size * 4)
 
 
 kernel("exact_sum", exact_sum, order="exact, one rounding", reproducible=True)

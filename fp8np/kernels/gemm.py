@@ -190,12 +190,19 @@ def gemm(
     """The entry of the row; arguments as in the module's docstring."""
     Z, M, N = out.shape
     work = Z * M * N * max(a.shape[2], 1)
-    inputs = tuple(map(read_only, (a, a_table, b, b_table, row_scale, column_scale, bias)))
+    a, a_table, b, b_table, row_scale, column_scale, bias = read_only(a, a_table, b, b_table, row_scale, column_scale, bias)
+
+    def thin(start: int, stop: int) -> None:
+        _thin(a, a_table, b, b_table, row_scale, column_scale, bias, out, start, stop)
+
+    def panels(start: int, stop: int) -> None:
+        _panels(a, a_table, b, b_table, row_scale, column_scale, bias, out, start, stop)
+
     if M <= THIN:
-        parallel_for(lambda start, stop: _thin(*inputs, out, start, stop), Z * -(-N // STEP), work)
+        parallel_for(thin, Z * -(-N // STEP), work)
     else:
         # A multiply-add takes an eighth of the time of what `parallel_for` counts in.
-        parallel_for(lambda start, stop: _panels(*inputs, out, start, stop), Z * -(-N // LANES) * -(-M // ROWS), work // 8)
+        parallel_for(panels, Z * -(-N // LANES) * -(-M // ROWS), work // 8)
 
 
 kernel("gemm", gemm, order=ORDER, reproducible=True, takes=products_are_exact)

@@ -105,6 +105,11 @@ def sigmoid(x: Any) -> Any:
     return 1 / (1 + np.exp(-x))
 
 
+def parts(products: Any, gates: int) -> Any:
+    """(B, g*H) -> (g, B, H), a view."""
+    return products.reshape(len(products), gates, -1).transpose(1, 0, 2)
+
+
 def initial(h: Any, cells: int, x: Any, hidden: int, batch_first: bool) -> Any:
     """h (cells, B, H), or zeros where it is left out."""
     dtype = np.float32 if isinstance(x, QTensor) else x.dtype

@@ -90,10 +90,11 @@ def silu(x: Any) -> Any:
 def gelu(x: Any, *, approximate: str) -> Any:
     """y = x * Phi(x), Phi the normal distribution function, or its approximation by tanh"""
     if approximate == "tanh":
-        return np.asarray(0.5 * x * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x * x * x))))
+        # 0.5 * (1 + tanh(u)), which has no correct digit left below x = -5 in float32, is sigmoid(2 u).
+        return np.asarray(x * _expit(math.sqrt(8 / math.pi) * (x + 0.044715 * x * x * x)))
     from scipy.special import ndtr
 
-    # Not 0.5 * (1 + erf(x / sqrt(2))), which has no correct digit left below x = -6 in float32.
+    # Likewise not 0.5 * (1 + erf(x / sqrt(2))).
     return np.asarray(x * ndtr(x))
 
 

@@ -46,7 +46,7 @@ def _unary(
 
 _unary("neg", np.negative, "y = -x", takes=_SIGNED)
 _unary("abs", np.abs, "y = |x|")
-_unary("sign", np.sign, "y = -1, 0 or 1")
+_unary("sign", lambda x: (x > 0).astype(x.dtype) - (x < 0).astype(x.dtype), "y = -1, 0 or 1; 0 for NaN")
 _unary("square", np.square, "y = x^2")
 _unary("floor", np.floor, "y = the next integer <= x")
 _unary("ceil", np.ceil, "y = the next integer >= x")
@@ -243,9 +243,11 @@ def div_shape(x: Spec | None, y: Spec | None = None, *, scalar: Scalar | None, r
 @np.errstate(all="ignore")
 def div(x: Any, y: Any = None, *, scalar: Any = None, rounding_mode: str | None = None) -> Any:
     """z = x / y, rounded down or towards zero if so asked"""
-    x, y = together(*_operands("div", x, y, scalar))
+    pair = _operands("div", x, y, scalar)
     if rounding_mode is None:
-        return np.asarray(as_float(x) / as_float(y))
+        x, y = together(*(as_float(v) if isinstance(v, np.ndarray) else float(v) for v in pair))
+        return np.asarray(x / y)
+    x, y = together(*pair)
     if rounding_mode == "floor":
         return np.asarray(np.floor_divide(x, y))
     if x.dtype.kind == "f":

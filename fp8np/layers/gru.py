@@ -15,7 +15,7 @@ import numpy as np
 
 from fp8np.layers._checks import require, require_floats, require_shape
 from fp8np.layers._op import Call, Foreign, Select, Spec, Step, op
-from fp8np.layers._recurrent import State, check_cell, check_weights, float_products, fp8_products, initial, one_step, sigmoid, walk
+from fp8np.layers._recurrent import State, check_cell, check_weights, float_products, fp8_products, initial, one_step, parts, sigmoid, walk
 from fp8np.scheme import PerChannel, PerTensor
 
 
@@ -32,7 +32,7 @@ def shape(
 
 
 def _cell(x_gates: Any, h_gates: Any, state: State) -> State:
-    (r, z, n), (r_h, z_h, n_h) = np.split(x_gates, 3, axis=-1), np.split(h_gates, 3, axis=-1)
+    (r, z, n), (r_h, z_h, n_h) = parts(x_gates, 3), parts(h_gates, 3)
     update = sigmoid(z + z_h)
     return ((1 - update) * np.tanh(n + sigmoid(r + r_h) * n_h) + update * state[0],)
 

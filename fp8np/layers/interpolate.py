@@ -58,9 +58,8 @@ def shape(x: Spec, *, size: Any, scale_factor: Any, mode: str, align_corners: bo
 
 
 def _nearest(size: int, out: int, ratio: float, exact: bool) -> Array:
-    # In float32, as PyTorch counts: a ratio rounded otherwise picks the other neighbour at whole coordinates.
-    steps = np.arange(out, dtype=np.float32)
-    place = (steps + np.float32(0.5)) * np.float32(ratio) if exact else steps * np.float32(ratio)
+    # In float32, as PyTorch counts (in 2-d and 3-d; in 1-d it does so for float32 only): at whole coordinates rounding decides.
+    place = (np.arange(out, dtype=np.float32) + np.float32(0.5 if exact else 0)) * np.float32(ratio)
     return np.asarray(np.minimum(np.floor(place).astype(np.int64), size - 1))
 
 
@@ -80,6 +79,8 @@ def _cubic_weights(t: Array) -> list[Array]:
 def _taps(size: int, out: int, factor: float | None, mode: str, align_corners: bool, dtype: Any) -> list[tuple[Array, Any]]:
     """(indices, weights) of the elements that make up each of the `out` elements of an axis."""
     ratio = 1 / factor if factor is not None else size / out
+    if mode == "nearest" and out in (size, 2 * size):
+        ratio = size / out  # PyTorch's, even where the factor was a little more
     if mode.startswith("nearest"):
         return [(_nearest(size, out, ratio, mode == "nearest-exact"), None)]
     steps = np.arange(out, dtype=dtype)

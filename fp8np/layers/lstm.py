@@ -15,7 +15,7 @@ import numpy as np
 
 from fp8np.layers._checks import require, require_floats, require_shape
 from fp8np.layers._op import Call, Foreign, Select, Spec, Step, op
-from fp8np.layers._recurrent import State, check_cell, check_weights, float_products, fp8_products, initial, one_step, sigmoid, walk
+from fp8np.layers._recurrent import State, check_cell, check_weights, float_products, fp8_products, initial, one_step, parts, sigmoid, walk
 from fp8np.scheme import PerChannel, PerTensor
 
 
@@ -33,7 +33,7 @@ def shape(
 
 
 def _cell(x_gates: Any, h_gates: Any, state: State) -> State:
-    i, f, g, o = np.split(x_gates + h_gates, 4, axis=-1)
+    i, f, g, o = parts(x_gates + h_gates, 4)
     c = sigmoid(f) * state[1] + sigmoid(i) * np.tanh(g)
     return sigmoid(o) * np.tanh(c), c
 
@@ -87,6 +87,8 @@ def bind_cell(call: Call, select: Select) -> Step | None:
 
 def _convert(args: dict[str, Any]) -> dict[str, Any]:
     h0, c0 = args["hx"]
+    if len(args["weights"]) != args["num_layers"] * (2 if args["bidirectional"] else 1) * (4 if args["bias"] else 2):
+        raise ValueError("an LSTM with projections (proj_size) is not supported")
     return {**{k: v for k, v in args.items() if k != "hx"}, "h0": h0, "c0": c0}
 
 

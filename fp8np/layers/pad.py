@@ -1,6 +1,7 @@
 """pad: more elements at the ends of the last axes, or fewer.
 
-``pad`` is (before, after) of the last axis, then of the one before it, and so on, as in PyTorch. Negative numbers cut.
+``pad`` is (before, after) of the last axis, then of the one before it, and so on, as in PyTorch.
+In mode constant, negative numbers cut.
 """
 
 from __future__ import annotations
@@ -27,17 +28,16 @@ def shape(x: Spec, *, pad: tuple[Size, ...], mode: str, value: float | None) -> 
         raise ShapeError(f"pad: expected two sizes for each of at most {x.ndim} axes, got {text(pad)}")
     sizes = list(x.shape)
     for i in range(len(pad) // 2):
-        size, before, after = sizes[-1 - i], pad[2 * i], pad[2 * i + 1]
+        size, sides = sizes[-1 - i], (pad[2 * i], pad[2 * i + 1])
+        cuts = [-n for n in sides if isinstance(n, int) and n < 0]
+        if cuts and (mode != "constant" or (isinstance(size, int) and sum(cuts) > size)):
+            raise ShapeError(f"pad: expected to cut at most {size}, and in mode 'constant' only, got {text(pad)} in mode {mode!r}")
         if isinstance(size, int):
-            # Reflection needs an element behind the border, repetition as many as are repeated.
-            limit = {"constant": None, "replicate": None, "reflect": size - 1, "circular": size}[mode]
-            if limit is not None and any(isinstance(n, int) and n > limit for n in (before, after)):
+            # Reflection needs an element behind the border, the others as many as are repeated.
+            limit = {"constant": None, "replicate": None if size else 0, "reflect": size - 1, "circular": size}[mode]
+            if limit is not None and any(isinstance(n, int) and n > limit for n in sides):
                 raise ShapeError(f"pad: expected at most {limit} on an axis of {size} in mode {mode!r}, got {text(pad)}")
-            if mode == "replicate" and size == 0:
-                raise ShapeError(f"pad: expected an element to repeat, got {x}")
-        sizes[-1 - i] = out = size + before + after
-        if isinstance(out, int) and out < 0:
-            raise ShapeError(f"pad: expected to cut at most {size} elements, got {text(pad)} for {x}")
+        sizes[-1 - i] = size + sides[0] + sides[1]
     return Spec(tuple(sizes), x.dtype)
 
 

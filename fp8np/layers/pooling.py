@@ -199,7 +199,7 @@ def _adaptive_max_pool(n: int) -> None:
         plane = np.arange(math.prod(sizes)).reshape(sizes)
         for place in np.ndindex(*shape[-n:]):
             box = tuple(windows[i] for windows, i in zip(bounds, place, strict=True))
-            window = x[(..., *box)].reshape(*x.shape[:-n], -1)
+            window = x[(..., *box)].reshape(*x.shape[:-n], plane[box].size)
             best = window.argmax(-1)
             indices[(..., *place)] = plane[box].ravel()[best]
             values[(..., *place)] = np.take_along_axis(window, best[..., None], -1)[..., 0]

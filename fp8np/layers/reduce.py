@@ -253,7 +253,9 @@ op(
 )
 
 
-def _extreme(name: str, choose: Callable[..., Any], formula: str) -> None:
+def _extreme(word: str, choose: Callable[..., Any], formula: str) -> None:
+    name = f"{word}_dim"
+
     def shape(x: Spec, *, dim: int, keepdim: bool) -> tuple[Spec, Spec]:
         checked(name, x)
         _nonempty(name, x, dim)
@@ -266,12 +268,12 @@ def _extreme(name: str, choose: Callable[..., Any], formula: str) -> None:
         return (values, where) if keepdim else (values.squeeze(dim), where.squeeze(dim))
 
     define.__doc__ = formula
-    torch = (Foreign(f"aten.{name}", ("x", "dim", "keepdim")),)
-    op(name.replace(".", "_"), ("x",), shape=shape, define=define, attrs={"dim": REQUIRED, "keepdim": False}, torch=torch)
+    torch = (Foreign(f"aten.{word}.dim", ("x", "dim", "keepdim")),)
+    op(name, ("x",), shape=shape, define=define, attrs={"dim": REQUIRED, "keepdim": False}, torch=torch)
 
 
-_extreme("max.dim", np.argmax, "y = the largest along dim, and its first index")
-_extreme("min.dim", np.argmin, "y = the smallest along dim, and its first index")
+_extreme("max", np.argmax, "y = the largest along dim, and its first index")
+_extreme("min", np.argmin, "y = the smallest along dim, and its first index")
 
 
 def _position(name: str, choose: Callable[..., Any], formula: str) -> None:

@@ -49,8 +49,10 @@ def masked_fill_shape(x: Spec, mask: Spec, value: Spec | None = None, *, scalar:
     """Broadcasts x and mask; the type is that of x"""
     checked("masked_fill", mask, kinds=("bool",))
     checked("masked_fill", x)
-    if (value is None) == (scalar is None) or (value is not None and value.shape != ()):
-        raise ShapeError(f"masked_fill: expected a value of shape () or a scalar, got {value} and {scalar}")
+    if (value is None) == (scalar is None):
+        raise GraphError(f"masked_fill: expected one of value and scalar, got {value} and {scalar}")
+    if value is not None and value.shape != ():
+        raise ShapeError(f"masked_fill: expected a value of shape (), got {value}")
     return Spec(broadcast("masked_fill", x.shape, mask.shape), x.dtype)
 
 

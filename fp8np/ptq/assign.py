@@ -164,6 +164,6 @@ def _scheme(graph: Graph, node: Node, i: int, recipe: Recipe) -> Scheme | None:
     if fmt is None:
         return None
     if not constant or direct:
-        return Scheme(fmt, PerTensor(), dynamic=recipe.approach == "dynamic" and not constant, direct=direct)
+        return Scheme(fmt, PerTensor(), dynamic=recipe.approach == "dynamic", direct=direct)
     row = OPS[node.op]
     return Scheme(fmt, row.quantizable[row.input_name(i)])

@@ -11,9 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from fp8np.calibrate import Progress
 from fp8np.codec import dequantize
-from fp8np.data import Batches
+from fp8np.data import Batches, Progress
 from fp8np.graph import Constant, Graph, Node, leaves
 from fp8np.interpret import interpret
 from fp8np.metrics import decibels

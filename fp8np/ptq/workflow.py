@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
 
-from fp8np.calibrate import Progress, Range, calibrate
+from fp8np.calibrate import Range, calibrate
 from fp8np.check import check
-from fp8np.data import Batches, load_batches
+from fp8np.data import Batches, Progress, load_batches
 from fp8np.errors import CalibrationError
 from fp8np.graph import Graph
 from fp8np.ptq.assign import Decision, calibrated, decide
@@ -67,7 +67,7 @@ def quantize_model(
             where scales are static; otherwise only for the output figures of the report.
         samples: calibrate on the first so many (rounded up to whole batches); None: on all.
         report_batches: on how many batches the quantized model is compared with the float32 one.
-        progress: see `fp8np.calibrate.Progress`.
+        progress: see `fp8np.data.Progress`.
 
     Raises:
         CalibrationError: data are needed and missing, or not fit for it. InputError: data do not fit the model's inputs.

@@ -1,0 +1,127 @@
+"""The table of formats against the specification, the law, and ml_dtypes."""
+
+from __future__ import annotations
+
+import math
+import pickle
+
+import numpy as np
+import pytest
+from _law import ALL_FORMATS, EXTREME
+
+from fp8np import reference
+from fp8np.errors import FormatError
+from fp8np.formats import FORMATS, FloatFormat, FormatInfo, Specials, finfo, formats, get_format
+
+ml_dtypes = pytest.importorskip("ml_dtypes")
+
+# name: bias, max, its code, smallest normal, smallest subnormal, +Inf, NaN codes, distinct finite values.
+# OFP8 1.0 tables 1 and 2 (e5m2, e4m3fn); arXiv 2206.02915 (fnuz); arXiv 2309.14592 table 1 (e3m4fn); MX 1.0 5.4.1 (e8m0fnu).
+SPECIFIED = {
+    "float8_e5m2": (15, 57344, 0x7B, 2**-14, 2**-16, 0x7C, 6, 247),
+    "float8_e5m2fnuz": (16, 57344, 0x7F, 2**-15, 2**-17, None, 1, 255),
+    "float8_e4m3": (7, 240, 0x77, 2**-6, 2**-9, 0x78, 14, 239),
+    "float8_e4m3fn": (7, 448, 0x7E, 2**-6, 2**-9, None, 2, 253),
+    "float8_e4m3fnuz": (8, 240, 0x7F, 2**-7, 2**-10, None, 1, 255),
+    "float8_e4m3b11fnuz": (11, 30, 0x7F, 2**-10, 2**-13, None, 1, 255),
+    "float8_e3m4": (3, 15.5, 0x6F, 2**-2, 2**-6, 0x70, 30, 223),
+    "float8_e3m4fn": (3, 30, 0x7E, 2**-2, 2**-6, None, 2, 253),
+    "float8_e8m0fnu": (127, 2.0**127, 0xFE, 2.0**-127, 2.0**-127, None, 1, 255),
+}
+
+
+def test_every_format_is_specified() -> None:
+    assert tuple(SPECIFIED) == formats()
+
+
+@pytest.mark.parametrize("name", SPECIFIED)
+def test_facts(name: str) -> None:
+    f = FORMATS[name]
+    bias, largest, code, normal, subnormal, infinity, nans, finite = SPECIFIED[name]
+    assert (f.bias, f.max, f.max_magnitude) == (bias, largest, code)
+    assert (f.smallest_normal, f.smallest_subnormal) == (normal, subnormal)
+    assert f.inf_codes == (frozenset() if infinity is None else {infinity, infinity | 0x80})
+    assert len(f.nan_codes) == nans
+    values = [reference.decode(f, c) for c in range(256)]
+    assert len({v for v in values if math.isfinite(v)}) == finite
+
+
+@pytest.mark.parametrize("f", [*ALL_FORMATS, *EXTREME], ids=str)
+def test_derived_facts_hold_on_all_codes(f: FloatFormat) -> None:
+    values = {c: reference.decode(f, c) for c in range(256)}
+    assert {c for c, v in values.items() if math.isnan(v)} == f.nan_codes
+    assert {c for c, v in values.items() if math.isinf(v)} == f.inf_codes
+    assert f.has_inf == any(math.isinf(v) for v in values.values())
+    assert f.has_negative_zero == any(isinstance(v, float) and v == 0 for v in values.values())
+    assert f.has_zero == any(v == 0 for v in values.values())
+    finite = [v for v in values.values() if math.isfinite(v)]
+    assert (max(finite), min(finite), min(v for v in finite if v > 0)) == (f.max, f.min, f.smallest_subnormal)
+    assert all((v / f.smallest_subnormal).is_integer() for v in map(float, finite))
+    assert math.frexp(f.max)[1] - 1 == f.max_exponent
+    assert math.frexp(f.smallest_normal)[1] - 1 == f.min_exponent
+    # Magnitudes count the values in ascending order, which rounding and comparing of codes rest on.
+    positive = [values[m] for m in range(f.max_magnitude + 1)]
+    assert positive == sorted(positive)
+    assert len(set(positive)) == len(positive)
+
+
+@pytest.mark.parametrize("name", [n for n in FORMATS if hasattr(ml_dtypes, n)])
+def test_finfo_has_the_figures_of_ml_dtypes(name: str) -> None:
+    ours, theirs = finfo(name), ml_dtypes.finfo(getattr(ml_dtypes, name))
+    assert ours.dtype == str(theirs.dtype)
+    for field in ("bits", "nexp", "nmant", "iexp", "machep", "negep", "minexp", "maxexp", "precision"):
+        assert getattr(ours, field) == getattr(theirs, field), field
+    for field in ("eps", "epsneg", "max", "min", "tiny", "smallest_normal", "smallest_subnormal"):
+        assert getattr(ours, field) == float(getattr(theirs, field)), field
+
+
+def test_finfo_is_one_object_however_the_format_is_named() -> None:
+    f = get_format("e4m3fn")
+    assert (
+        finfo("e4m3fn") is finfo("FLOAT8_E4M3FN") is finfo(f) is finfo(ml_dtypes.float8_e4m3fn) is finfo(np.dtype(ml_dtypes.float8_e4m3fn))
+    )
+    assert isinstance(finfo(f), FormatInfo)
+
+
+def test_bias_of_gaudi() -> None:
+    assert [get_format("e4m3").with_bias(b).max for b in (3, 7, 11, 15)] == [3840, 240, 15, 0.9375]
+    assert get_format("e4m3").with_bias(7) is get_format("e4m3")
+    assert get_format("e4m3@11") == get_format("e4m3").with_bias(11)
+    assert get_format("e4m3@11").with_bias(7) is get_format("e4m3")
+    assert get_format("e4m3@11").with_bias(3).name == "float8_e4m3@3"
+    assert get_format("e5m2@3").stored_as == "U8"
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("e4m3fm", "did you mean float8_e4m3fn"),
+        ("float8_e5m3", "float8_e5m2"),
+        ("int4", "known: float8_e5m2, "),
+        ("e4m3@200", "0..127"),
+        ("e8m0fnu@3", "signed"),
+        (np.dtype(np.float32), "float32"),
+        (None, "None"),
+    ],
+)
+def test_unknown_formats_are_refused_with_a_hint(name: object, message: str) -> None:
+    with pytest.raises(FormatError, match=message):
+        get_format(name)
+
+
+def test_a_format_that_does_not_fill_a_byte_is_refused() -> None:
+    with pytest.raises(FormatError, match="8 bits"):
+        FloatFormat("float8_e4m4", 4, 4, 7, Specials.IEEE, "nowhere")
+    with pytest.raises(FormatError, match="exponent bit"):
+        FloatFormat("float8_e0m7", 0, 7, 7, Specials.IEEE, "nowhere")
+
+
+@pytest.mark.parametrize("f", ALL_FORMATS, ids=str)
+def test_formats_survive_pickling(f: FloatFormat) -> None:
+    assert pickle.loads(pickle.dumps(f)) == f
+
+
+def test_torch_dtypes_name_formats() -> None:
+    torch = pytest.importorskip("torch")
+    assert get_format(torch.float8_e4m3fn) is FORMATS["float8_e4m3fn"]
+    assert get_format(torch.float8_e5m2fnuz) is FORMATS["float8_e5m2fnuz"]
