@@ -27,6 +27,8 @@ from fp8np.tensor import Codes, Floats
 __all__ = ["exact_product"]
 
 Doubles = npt.NDArray[np.float64]
+Used = npt.NDArray[np.bool_]
+"""bool (256,): which codes occur."""
 Band = tuple[Doubles, int]
 """float64 (256,), the values of the band's codes and zero for all others; and its largest magnitude, in units."""
 
@@ -55,11 +57,12 @@ def exact_product(a: Codes, a_format: FloatFormat, b: Codes, b_format: FloatForm
     M, K = a.shape[1:]
     N = b.shape[1]
     out = np.empty((Z, M, N), np.float32)
-    a_bands, b_bands, step = _split(a, a_format, b, b_format)
+    a_used, b_used = _used(a), _used(b)
+    a_bands, b_bands, step = _split(a_used, a_format, b_used, b_format, K)
     chunks = [slice(k, k + step) for k in range(0, K, step)]
     count = len(a_bands) * len(b_bands) * len(chunks) + (init is not None)
     side = min(SIDE, max(64, int((PARTS / max(count, 1)) ** 0.5)))
-    special = _has_special(a, a_format) or _has_special(b, b_format) or (init is not None and not np.isfinite(init).all())
+    special = _has_special(a_used, a_format) or _has_special(b_used, b_format) or (init is not None and not np.isfinite(init).all())
     for z in range(Z):
         az = a[z if len(a) > 1 else 0]
         bz = b[z if len(b) > 1 else 0]
@@ -95,10 +98,8 @@ def _block(a: Codes, a_bands: list[Band], b: Codes, b_bands: list[Band], chunks:
     return out
 
 
-def _split(a: Codes, a_format: FloatFormat, b: Codes, b_format: FloatFormat) -> tuple[list[Band], list[Band], int]:
+def _split(a_used: Used, a_format: FloatFormat, b_used: Used, b_format: FloatFormat, K: int) -> tuple[list[Band], list[Band], int]:
     """Bands of both operands, and how many terms stay exact for every pair of them."""
-    K = a.shape[-1]
-    a_used, b_used = _used(a), _used(b)
     a_count = b_count = 1
     while True:
         a_bands = _bands(a_format, a_used, a_count)
@@ -114,14 +115,12 @@ def _split(a: Codes, a_format: FloatFormat, b: Codes, b_format: FloatFormat) -> 
             b_count += 1
 
 
-def _used(codes: Codes) -> npt.NDArray[np.bool_]:
-    """bool (256,): which codes occur."""
-    used = np.zeros(256, np.bool_)
-    used[codes] = True
-    return used
+def _used(codes: Codes) -> Used:
+    """Which codes occur."""
+    return np.bincount(codes.reshape(-1), minlength=256) > 0
 
 
-def _bands(fmt: FloatFormat, used: npt.NDArray[np.bool_], count: int) -> list[Band]:
+def _bands(fmt: FloatFormat, used: Used, count: int) -> list[Band]:
     """The finite, non-zero codes in use, cut into at most `count` bands of equally many exponents."""
     values = decode_table(fmt).astype(np.float64)
     values[~used | ~np.isfinite(values)] = 0
@@ -140,8 +139,8 @@ def _bands(fmt: FloatFormat, used: npt.NDArray[np.bool_], count: int) -> list[Ba
     return bands
 
 
-def _has_special(codes: Codes, fmt: FloatFormat) -> bool:
-    return bool(np.any(_used(codes) & ~np.isfinite(decode_table(fmt))))
+def _has_special(used: Used, fmt: FloatFormat) -> bool:
+    return bool(np.any(used & ~np.isfinite(decode_table(fmt))))
 
 
 def _special(a: Floats, b: Floats, init: Floats | None) -> npt.NDArray[Any]:

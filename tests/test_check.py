@@ -136,7 +136,10 @@ BROKEN: dict[str, list[tuple[Callable[[Graph], Graph], str]]] = {
         (node("flat", attrs={"shape": (symbol("B"), (symbol("Z"),))}), "node 'flat': size Z depends on a name that no input has"),
     ],
     "declared shapes are what the ops give": [
-        (value("fc", shape=(symbol("B"), symbol("T"), 6)), r"node 'fc' .*: 'fc' is declared float32\[B, T, 6\], but linear gives float32\[B, T, 5\]"),
+        (
+            value("fc", shape=(symbol("B"), symbol("T"), 6)),
+            r"node 'fc' .*: 'fc' is declared float32\[B, T, 6\], but linear gives float32\[B, T, 5\]",
+        ),
         (value("fc", dtype="int32"), "'fc' is declared int32"),
         (value("q", dtype="float8_e4m3fn"), "'q' is declared float8_e4m3fn"),
         (node("flat", attrs={"shape": (symbol("B"), symbol("T") * 6)}), "node 'flat': reshape"),

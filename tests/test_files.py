@@ -17,6 +17,11 @@ def names(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir())
 
 
+def fail_after(temporary: Path, failure: BaseException) -> None:
+    temporary.write_bytes(b"half")
+    raise failure
+
+
 def test_writes_a_new_file(tmp_path: Path) -> None:
     with replacing(tmp_path / "a.bin") as temporary:
         assert temporary.parent == tmp_path
@@ -61,8 +66,7 @@ def test_a_failure_leaves_what_was_there(tmp_path: Path, failure: BaseException,
     if old is not None:
         path.write_bytes(old)
     with pytest.raises(type(failure)), replacing(path) as temporary:
-        temporary.write_bytes(b"half")
-        raise failure
+        fail_after(temporary, failure)
     assert names(tmp_path) == ([] if old is None else ["a"])
     assert old is None or path.read_bytes() == old
 

@@ -164,7 +164,7 @@ class TestBuilder:
         w = b.constant("w", np.ones((4, 5), np.float32))
         with pytest.raises(GraphError, match=r"node 'fc' \(from model.py:3\): linear: expected x"):
             b.node("linear", (x, w), name="fc", origin="model.py:3")
-        with pytest.raises(GraphError, match="node 'relu'.*takes"):
+        with pytest.raises(GraphError, match=r"node 'relu'.*takes"):
             b.node("relu", (x, x))
         with pytest.raises(GraphError, match="unknown attribute 'inplace'"):
             b.node("relu", (x,), {"inplace": True})

@@ -222,6 +222,21 @@ def test_alpha(name: str) -> None:
         run(name, operand("int64", (3,)), operand("int64", (3,)), alpha=0.5)
 
 
+def test_numbers_in_place_of_tensors_in_traced_models() -> None:
+    foreign = {entry.name: entry for name in ("add", "sub", "mul", "div", "pow", "eq") for entry in OPS[name].torch}
+    for name, given, expected in (
+        ("aten.add.Tensor", {"x": "v", "y": 2, "alpha": 3}, {"x": "v", "scalar": 2, "alpha": 3}),
+        ("aten.div.Tensor", {"x": "v", "y": 8.0}, {"x": "v", "scalar": 8.0}),
+        ("aten.rsub.Scalar", {"y": "v", "scalar": 1.0}, {"y": "v", "scalar": 1.0}),
+        ("aten.mul.Tensor", {"x": T, "y": "v"}, {"scalar": T, "y": "v"}),
+        ("aten.eq.Tensor", {"x": "v", "y": "w"}, {"x": "v", "y": "w"}),
+        ("aten.floor_divide.default", {"x": "v", "y": 2}, {"x": "v", "scalar": 2}),
+    ):
+        convert = foreign[name].convert
+        assert convert is not None
+        assert convert(given) == expected
+
+
 def test_numbers_too_large_for_float32_become_infinite() -> None:
     x = np.ones(2, np.float32)
     assert run("mul", x, None, scalar=-1e300).tolist() == [-np.inf] * 2
@@ -360,6 +375,6 @@ def test_wrong_operands_and_attributes_are_refused() -> None:
     with pytest.raises(GraphError, match="gelu: expected approximate"):
         run("gelu", x, approximate="erf")
     mask = np.ones(2, bool)
-    for name, attrs in (("sub", {}), ("div", {"rounding_mode": "floor"}), ("pow", {})):
+    for name, options in (("sub", {}), ("div", {"rounding_mode": "floor"}), ("pow", {})):
         with pytest.raises(DTypeError, match=name):
-            run(name, mask, mask, **attrs)
+            run(name, mask, mask, **options)

@@ -164,7 +164,8 @@ def test_foreign_corrections_and_orders_become_ours() -> None:
     def converted(name: str, **args: Any) -> dict[str, Any]:
         entry = next(f for row in OPS.values() for f in row.torch if f.name == name)
         assert entry.convert is not None
-        return entry.convert(args)
+        result: dict[str, Any] = entry.convert(args)
+        return result
 
     assert converted("aten.var.default", x="v") == {"x": "v", "correction": 1}
     assert converted("aten.var.dim", x="v", dim=(1,), correction=False) == {"x": "v", "dim": (1,), "correction": 0}

@@ -30,6 +30,7 @@ from torch.utils import _pytree as pytree
 from ._example import Dynamic, Example, asked_sizes, evaluation_copy, example_of, leaf_names
 from ._operators import live_nodes, missing, refusal
 from ._recurrent import whole_recurrent_layers
+from ._sizes import fixed
 from ._walk import Walk
 from ._weights import load_weights
 
@@ -182,13 +183,13 @@ def _check_symbolic(program: ExportedProgram, names: tuple[str, ...], sizes: Map
     """Says which sizes that should be symbolic are fixed by the model."""
     nodes = {node.name: node.meta.get("val") for node in program.graph.nodes if node.op == "placeholder"}
     values = [nodes.get(spec.arg.name) for spec in program.graph_signature.input_specs if spec.kind.name == "USER_INPUT"]
-    fixed = [
+    numbers = [
         f"{size!r} (input {name!r}, axis {axis}) is {value.shape[axis]}"
         for name, value in zip(names, values, strict=True)
         for (key, axis), size in sizes.items()
-        if key == name and isinstance(value, torch.Tensor) and isinstance(value.shape[axis], int)
+        if key == name and isinstance(value, torch.Tensor) and fixed(value.shape[axis]) is not None
     ]
-    if fixed and required:
-        raise InputError(f"the model works only with the sizes of the example: {'; '.join(fixed)}; leave these axes out of `dynamic`")
-    if fixed:
-        warnings.warn(f"sizes fixed by the model: {'; '.join(fixed)}", stacklevel=3)
+    if numbers and required:
+        raise InputError(f"the model works only with the sizes of the example: {'; '.join(numbers)}; leave these axes out of `dynamic`")
+    if numbers:
+        warnings.warn(f"sizes fixed by the model: {'; '.join(numbers)}", stacklevel=3)

@@ -12,7 +12,7 @@ from torch import fx
 from fp8np.dims import Dim, Size
 from fp8np.errors import UnsupportedOperatorError
 
-__all__ = ["ARITHMETIC", "SHAPE_OPERATORS", "computed", "hint", "is_size"]
+__all__ = ["ARITHMETIC", "SHAPE_OPERATORS", "computed", "fixed", "hint", "is_size"]
 
 SHAPE_OPERATORS = frozenset({"aten.sym_size.int", "aten.sym_numel.default"})
 """Operators that read a size off a tensor."""
@@ -49,6 +49,14 @@ def computed(node: fx.Node, arguments: tuple[Any, ...], place: str) -> Size:
             f"{place}: {getattr(node.target, '__name__', node.target)} of the size {names} depends on its value; "
             "leave the axes it comes from out of `dynamic`, so that their sizes are fixed"
         ) from None
+
+
+def fixed(size: int | torch.SymInt) -> int | None:
+    """The value of a size that is one number whatever the inputs are, also where PyTorch keeps it as an expression."""
+    if isinstance(size, int):
+        return size
+    expression = size.node.expr
+    return int(expression) if expression.is_number else None
 
 
 def hint(size: int | torch.SymInt) -> int | None:

@@ -22,7 +22,7 @@ from fp8np.layers._op import Op
 from fp8np.layers._types import stored_type
 
 from ._operators import bind, code_place, live_nodes, module_path, operators
-from ._sizes import ARITHMETIC, SHAPE_OPERATORS, computed, hint
+from ._sizes import ARITHMETIC, SHAPE_OPERATORS, computed, fixed, hint
 
 __all__ = ["Walk"]
 
@@ -82,9 +82,10 @@ class Walk:
             self._values[node] = self._builder.input(name, shape, _dtype(tensor.dtype, f"input {name!r}"))
 
     def _input_size(self, name: str, axis: int, size: int | torch.SymInt) -> int | str:
-        if isinstance(size, int):
-            return size
-        expression = size.node.expr
+        number = fixed(size)
+        if number is not None:
+            return number
+        expression = size.node.expr  # type: ignore[union-attr]
         if not expression.is_Symbol:
             raise GraphError(
                 f"input {name!r}, axis {axis}: the model needs a size of the form {expression}, which cannot be declared; "
@@ -107,6 +108,8 @@ class Walk:
 
     def _add_constants(self) -> None:
         placeholders = {node.name: node for node in self._program.graph.nodes if node.op == "placeholder"}
+        # Tied weights are one tensor under several names; the first is kept.
+        first = {_identity(tensor): name for name, tensor in reversed(self._program.state_dict.items())}
         names: dict[Any, str] = {}
         used = {argument for node in self._nodes for argument in node.all_input_nodes} | set(self._output_nodes())
         for spec in self._program.graph_signature.input_specs:
@@ -121,10 +124,9 @@ class Walk:
                 tensor = self._program.constants.get(target)
             if not isinstance(tensor, torch.Tensor):
                 raise UnsupportedOperatorError(f"{target}: expected a tensor, got {type(tensor).__name__}; the model keeps its data in it")
-            # Tied weights are one tensor under two names; the first is kept.
-            key = (tensor.untyped_storage()._cdata, tensor.storage_offset(), tensor.shape, tensor.stride(), tensor.dtype)
+            key = _identity(tensor)
             if key not in names:
-                names[key] = self._builder.constant(target, _array(tensor, target))
+                names[key] = self._builder.constant(first.get(key, target), _array(tensor, target))
             self._values[node] = names[key]
 
     # --- nodes
@@ -255,6 +257,11 @@ def _dtype(dtype: torch.dtype, what: str) -> str:
         return str(stored_type(dtype))
     except ValueError as error:
         raise DTypeError(f"{what}: {error}") from None
+
+
+def _identity(tensor: torch.Tensor) -> Any:
+    """Equal for two tensors that are the same numbers in the same memory."""
+    return tensor.untyped_storage()._cdata, tensor.storage_offset(), tensor.shape, tensor.stride(), tensor.dtype
 
 
 def _array(tensor: torch.Tensor, name: str) -> np.ndarray[Any, Any]:

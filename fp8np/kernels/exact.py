@@ -5,6 +5,8 @@ parts f64 (P, L), finite, and so far from overflow that no sum of them reaches i
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import numpy.typing as npt
 
@@ -18,46 +20,64 @@ Doubles = npt.NDArray[np.float64]
 
 
 @exact
-def _exact_sum(parts: Doubles, out: Floats, start: int, stop: int) -> None:
+def _two_sum(x: float, y: float) -> Any:
+    # Knuth's TwoSum: total + error == x + y, exactly.
+    total = x + y
+    z = total - x
+    return total, (x - (total - z)) + (y - z)
+
+
+@exact
+def _expansion(parts: Doubles, i: int, terms: Doubles) -> Any:
     # Shewchuk's expansion (Adaptive Precision Floating-Point Arithmetic, 1997, figure 6): `terms[:size]` are float64 whose sum
     # is exactly that of the parts so far; they grow in magnitude and their bits do not overlap.
+    size = 0
+    for p in range(parts.shape[0]):
+        x = parts[p, i]
+        kept = 0
+        for j in range(size):
+            x, error = _two_sum(x, terms[j])
+            if error != 0.0:
+                terms[kept] = error
+                kept += 1
+        size = kept
+        if x != 0.0:
+            terms[size] = x
+            size += 1
+    # The two leading numbers of the sum. What is below them is, all together, smaller than the last bit of `rest`.
+    high = 0.0
+    rest = 0.0
+    while size > 0 and rest == 0.0:
+        size -= 1
+        high, rest = _two_sum(high, terms[size])
+    return high, rest
+
+
+@exact
+def _exact_sum(parts: Doubles, out: Floats, start: int, stop: int) -> None:
     P = parts.shape[0]
     terms = np.empty(P, np.float64)
     for i in range(start, stop):
-        size = 0
-        for p in range(P):
-            x = parts[p, i]
-            kept = 0
-            for j in range(size):
-                # Knuth's TwoSum: total + error == x + y, exactly.
-                y = terms[j]
-                total = x + y
-                z = total - x
-                error = (x - (total - z)) + (y - z)
-                if error != 0.0:
-                    terms[kept] = error
-                    kept += 1
-                x = total
-            size = kept
-            if x != 0.0:
-                terms[size] = x
-                size += 1
+        # Two numbers nearly always hold the sum; the general way costs ten times as much.
         high = 0.0
         rest = 0.0
-        while size > 0 and rest == 0.0:
-            size -= 1
-            y = terms[size]
-            total = high + y
-            rest = y - (total - high)
-            high = total
-        # The sum is high + rest + (terms below, all of them together smaller than the last bit of rest): it lies strictly
-        # between `high` and its neighbour on the side of `rest`. Of these two take the one with an odd last bit. That is
-        # rounding to odd, after which a second rounding to fewer than 52 bits gives what one rounding of the sum would.
-        if rest != 0.0:
-            bits = float64_bits(high)
-            if bits % 2 == 0:
-                high = float64_of(bits + 1 if (rest > 0.0) == (high > 0.0) else bits - 1)
-        out[i] = np.float32(high)
+        lost = 0.0
+        for p in range(P):
+            high, error = _two_sum(high, parts[p, i])
+            rest, error = _two_sum(rest, error)
+            lost += abs(error)
+        if lost == 0.0:
+            high, rest = _two_sum(high, rest)
+        else:
+            high, rest = _expansion(parts, i, terms)
+        # The sum lies strictly between `high` and its neighbour on the side of `rest`. Of these two take the one with an odd
+        # last bit. That is rounding to odd, after which a second rounding, to fewer than 52 bits, gives what one rounding of
+        # the sum would.
+        bits = float64_bits(high)
+        # As arithmetic, because branches on random bits are mispredicted half of the time.
+        outward = 2 * int((rest > 0.0) == (high > 0.0)) - 1
+        even = 1 - (bits & 1)
+        out[i] = np.float32(float64_of(bits + outward * even * int(rest != 0.0)))
 
 
 def exact_sum(parts: Doubles, out: Floats) -> None:

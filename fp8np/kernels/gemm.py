@@ -174,7 +174,7 @@ def _thin(
         bz = b[z if b.shape[0] > 1 else 0]
         for m in range(M):
             _dot(az, a_table, bz, b_table, m, first, out[z])
-        _finish(out[z], 0, M, first, min(first + STEP, N), row_scale, column_scale, bias)
+            _finish(out[z], m, m + 1, first, min(first + STEP, N), row_scale, column_scale, bias)
 
 
 def gemm(

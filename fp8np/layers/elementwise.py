@@ -108,10 +108,19 @@ def _binary(
     op(name, ("x?", "y?"), shape=shape, define=define, attrs={"scalar": None}, torch=torch)
 
 
+def _number_aside(args: dict[str, Any]) -> dict[str, Any]:
+    """The `convert` of all: traced models hold numbers in place of tensors too, as in ``add.Tensor(x, 2)``."""
+    return {"scalar" if name in ("x", "y") and not isinstance(value, str) else name: value for name, value in args.items()}
+
+
+def _foreign(name: str, *args: str, **attrs: Any) -> Foreign:
+    return Foreign(f"aten.{name}", args, attrs, _number_aside)
+
+
 def _named(*names: str) -> tuple[Foreign, ...]:
     """Operators of two operands; the overload says which of them is a number."""
     forms = {"Scalar": ("x", "scalar"), "Tensor_Scalar": ("x", "scalar"), "Scalar_Tensor": ("scalar", "y")}
-    return tuple(Foreign(f"aten.{name}", forms.get(name.split(".")[1], ("x", "y"))) for name in names)
+    return tuple(_foreign(name, *forms.get(name.split(".")[1], ("x", "y"))) for name in names)
 
 
 def _tensor_and_scalar(*names: str) -> tuple[Foreign, ...]:
@@ -184,7 +193,7 @@ op(
     shape=_sum_shape("add", ("bool", *_NUMBERS)),
     define=add,
     attrs=_SUM_ATTRS,
-    torch=(Foreign("aten.add.Tensor", ("x", "y", "alpha")), Foreign("aten.add.Scalar", ("x", "scalar", "alpha"))),
+    torch=(_foreign("add.Tensor", "x", "y", "alpha"), _foreign("add.Scalar", "x", "scalar", "alpha")),
     onnx=("Add",),
 )
 op(
@@ -194,11 +203,11 @@ op(
     define=sub,
     attrs=_SUM_ATTRS,
     torch=(
-        Foreign("aten.sub.Tensor", ("x", "y", "alpha")),
-        Foreign("aten.sub.Scalar", ("x", "scalar", "alpha")),
+        _foreign("sub.Tensor", "x", "y", "alpha"),
+        _foreign("sub.Scalar", "x", "scalar", "alpha"),
         # rsub(a, b) = b - alpha * a: its operands are ours in the other order.
-        Foreign("aten.rsub.Tensor", ("y", "x", "alpha")),
-        Foreign("aten.rsub.Scalar", ("y", "scalar", "alpha")),
+        _foreign("rsub.Tensor", "y", "x", "alpha"),
+        _foreign("rsub.Scalar", "y", "scalar", "alpha"),
     ),
     onnx=("Sub",),
 )
@@ -225,7 +234,7 @@ op(
     shape=pow_shape,
     define=pow_,
     attrs={"scalar": None},
-    torch=(*_named("pow.Tensor_Tensor", "pow.Tensor_Scalar"), Foreign("aten.pow.Scalar", ("scalar", "y"))),
+    torch=(*_named("pow.Tensor_Tensor", "pow.Tensor_Scalar"), _foreign("pow.Scalar", "scalar", "y")),
     onnx=("Pow",),
 )
 
@@ -264,10 +273,10 @@ op(
     attrs={"scalar": None, "rounding_mode": None},
     torch=(
         *_tensor_and_scalar("div", "true_divide"),
-        Foreign("aten.div.Tensor_mode", ("x", "y", "rounding_mode")),
-        Foreign("aten.div.Scalar_mode", ("x", "scalar", "rounding_mode")),
-        Foreign("aten.floor_divide.default", ("x", "y"), {"rounding_mode": "floor"}),
-        Foreign("aten.floor_divide.Scalar", ("x", "scalar"), {"rounding_mode": "floor"}),
+        _foreign("div.Tensor_mode", "x", "y", "rounding_mode"),
+        _foreign("div.Scalar_mode", "x", "scalar", "rounding_mode"),
+        _foreign("floor_divide.default", "x", "y", rounding_mode="floor"),
+        _foreign("floor_divide.Scalar", "x", "scalar", rounding_mode="floor"),
     ),
     onnx=("Div",),
 )

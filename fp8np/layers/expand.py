@@ -1,4 +1,4 @@
-"""The same elements more than once: expand, repeat, repeat_interleave."""
+"""The same elements more than once: expand, repeat, repeat_interleave, meshgrid."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from fp8np.dims import Size
+from fp8np.dims import Dim, Size
 from fp8np.errors import GraphError, ShapeError
 from fp8np.layers._op import REQUIRED, Foreign, Spec, op
 from fp8np.layers._shapes import Shape, axis, broadcast, product, text
@@ -54,7 +54,7 @@ op(
 def repeat_shape(x: Spec, *, repeats: Shape) -> Spec:
     """(T, C) -> (B, 2*T, C) for repeats (B, 2, 1)"""
     checked("repeat", x)
-    if any(isinstance(n, int) and n < 0 for n in repeats):
+    if not all(isinstance(n, Dim) or (isinstance(n, int) and n >= 0) for n in repeats):
         raise ShapeError(f"repeat: expected numbers >= 0, got {text(repeats)}")
     ndim = max(x.ndim, len(repeats))
     sizes = (1,) * (ndim - x.ndim) + x.shape
@@ -81,7 +81,7 @@ op(
 def repeat_interleave_shape(x: Spec, *, repeats: Size, dim: int | None) -> Spec:
     """(B, T) -> (B, 2*T) for repeats 2 and dim 1; dim None flattens first"""
     checked("repeat_interleave", x)
-    if isinstance(repeats, int) and repeats < 0:
+    if not (isinstance(repeats, Dim) or (isinstance(repeats, int) and repeats >= 0)):
         raise ShapeError(f"repeat_interleave: expected repeats >= 0, got {repeats}")
     if dim is None:
         return Spec((product(x.shape) * repeats,), x.dtype)
@@ -101,4 +101,32 @@ op(
     define=repeat_interleave,
     attrs={"repeats": REQUIRED, "dim": None},
     torch=(Foreign("aten.repeat_interleave.self_int", ("x", "repeats", "dim")),),
+)
+
+
+def meshgrid_shape(*xs: Spec, indexing: str) -> tuple[Spec, ...]:
+    """(M,), (N,) -> twice (M, N), or (N, M) for indexing 'xy'"""
+    checked("meshgrid", *xs)
+    if not xs or any(x.ndim > 1 for x in xs):
+        raise ShapeError(f"meshgrid: expected tensors with one axis, got {' and '.join(map(str, xs)) or 'none'}")
+    if indexing not in ("ij", "xy"):
+        raise GraphError(f"meshgrid: expected indexing 'ij' or 'xy', got {indexing!r}")
+    sizes = [product(x.shape) for x in xs]
+    if indexing == "xy":
+        sizes[:2] = sizes[1::-1]
+    return tuple(Spec(tuple(sizes), x.dtype) for x in xs)
+
+
+def meshgrid(*xs: Any, indexing: str) -> tuple[Any, ...]:
+    """y0, y1, ... = the coordinates of a grid: x0 along the first axis, x1 along the second, ...; 'xy' exchanges these two"""
+    return tuple(np.meshgrid(*xs, indexing=indexing))  # type: ignore[call-overload]
+
+
+op(
+    "meshgrid",
+    ("xs*",),
+    shape=meshgrid_shape,
+    define=meshgrid,
+    attrs={"indexing": "ij"},
+    torch=(Foreign("aten.meshgrid.default", ("xs",)), Foreign("aten.meshgrid.indexing", ("xs", "indexing"))),
 )

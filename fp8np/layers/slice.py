@@ -18,10 +18,17 @@ from fp8np.layers._shapes import Shape, axis, text
 from fp8np.layers._types import checked
 
 _NO_END = 2**63 - 1  # what PyTorch writes for "to the end"
+_MAX_PARTS = 1 << 16  # a graph read from a file may ask for more outputs than there is memory to list
 
 
 def _with(x: Spec, where: int, *sizes: Size) -> Spec:
     return Spec((*x.shape[:where], *sizes, *x.shape[where + 1 :]), x.dtype)
+
+
+def _limited(op: str, count: int) -> int:
+    if count > _MAX_PARTS:
+        raise ShapeError(f"{op}: expected at most {_MAX_PARTS} outputs, got {count}")
+    return count
 
 
 def _from_end(bound: Size) -> bool:
@@ -132,7 +139,7 @@ def _part_sizes(size: Size, split_size: Size | Shape) -> Shape:
     rest = size - count * split_size
     if not isinstance(count, int) or not isinstance(rest, int):
         raise ShapeError(f"split: cannot tell how many parts of {split_size} an axis of {size} has")
-    return (split_size,) * count + ((rest,) if rest else ()) or (0,)
+    return (split_size,) * _limited("split", count) + ((rest,) if rest else ()) or (0,)
 
 
 def _parts(x: Any, dim: int, sizes: tuple[int, ...]) -> tuple[Any, ...]:
@@ -169,6 +176,7 @@ def _chunk_sizes(size: Size, chunks: int) -> Shape:
     """`chunks` equal parts where that is known to be possible; else ceil(size / chunks) each, so there may be fewer."""
     if chunks < 1:
         raise ShapeError(f"chunk: expected at least one chunk, got {chunks}")
+    _limited("chunk", chunks)
     if isinstance(size, int):
         return (0,) * chunks if size == 0 else _part_sizes(size, -(-size // chunks))
     if size // chunks * chunks != size:
@@ -206,7 +214,7 @@ def unbind_shape(x: Spec, *, dim: int) -> tuple[Spec, ...]:
     count = x.shape[where]
     if not isinstance(count, int):
         raise ShapeError(f"unbind: expected a fixed size on axis {where}, got {x}")
-    return (_with(x, where),) * count
+    return (_with(x, where),) * _limited("unbind", count)
 
 
 def unbind(x: Any, *, dim: int) -> tuple[Any, ...]:

@@ -32,12 +32,25 @@ _row("tril", np.tril, "y = x where column - row <= diagonal, else 0")
 _row("triu", np.triu, "y = x where column - row >= diagonal, else 0")
 
 
+def _below(row: int, col: int, offset: int) -> int:
+    """How many (i, j) of a (row, col) matrix have j - i <= offset: the sum of min(max(i + offset + 1, 0), col) over i."""
+
+    def ramp(first: int) -> int:  # sum of max(i + first, 0) over i < row
+        top, under = max(first + row - 1, 0), max(first - 1, 0)
+        return (top * (top + 1) - under * (under + 1)) // 2
+
+    return ramp(offset + 1) - ramp(offset + 1 - col)
+
+
 def _indices_row(name: str, find: Callable[..., Any], formula: str) -> None:
     def define(*, row: int, col: int, offset: int, dtype: str | None) -> Any:
         return np.stack(find(row, offset, col)).astype(dtype or "int64")
 
     def shape(*, row: int, col: int, offset: int, dtype: str | None) -> Spec:
-        return Spec(define(row=row, col=col, offset=offset, dtype=None).shape, dtype or "int64")
+        if not all(isinstance(n, int) for n in (row, col, offset)) or row < 0 or col < 0:
+            raise ShapeError(f"{name}: expected integers row, col >= 0 and offset, got {row}, {col}, {offset}")
+        n = _below(row, col, offset) if find is np.tril_indices else row * col - _below(row, col, offset - 1)
+        return Spec((2, n), dtype or "int64")
 
     define.__doc__ = formula
     torch = (Foreign(f"aten.{name}.default", ("row", "col", "offset", "dtype"), convert=typed),)
