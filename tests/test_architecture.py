@@ -59,6 +59,7 @@ LEVELS = {
     "evaluate": 9,
     "cli": 10,
     "__init__": 10,
+    "__main__": 10,
 }
 MAX_LINES = 400
 

@@ -108,6 +108,15 @@ def test_shapes_of_networks(x_shape, w_shape, stride, padding, groups):
     check(conv2d, theirs, tensor(x_shape, 1), tensor(w_shape, 2), stride=stride, padding=padding, groups=groups)
 
 
+def test_a_dilated_window_as_large_as_the_picture_is_no_matrix_product():
+    x, w = tensor((2, 3, 3, 4), 13), tensor((5, 3, 3, 4), 14)
+
+    def theirs(a, b):
+        return functional.conv2d(functional.pad(a, (0, 3, 0, 2)), b, None, 1, 0, 2)
+
+    check(conv2d, theirs, x, w, padding=((0, 2), (0, 3)), dilation=2)
+
+
 @pytest.mark.parametrize("kernel", [(1, 1), (2, 3), (4, 5)])
 @pytest.mark.parametrize("dilation", [1, 2])
 def test_padding_in_words_as_in_torch(kernel, dilation):

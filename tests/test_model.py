@@ -35,7 +35,7 @@ def small_network() -> Graph:
     y = b.node("conv2d", (x, b.constant("w0", normal(8, 3, 3, 3)), b.constant("b0", normal(8))), {"padding": (1, 1), "stride": (1, 1)})
     y = b.node("relu", (y,))
     y = b.node("conv2d", (y, b.constant("w1", normal(8, 1, 3, 3)), None), {"padding": (1, 1), "stride": (2, 2), "groups": 8})
-    y = b.node("batch_norm", (y, b.constant("g", normal(8)), None, b.constant("m", normal(8)), b.constant("v", np.abs(normal(8)) + 1)))
+    y = b.node("batch_norm", (y, b.constant("m", normal(8)), b.constant("v", np.abs(normal(8)) + 1), b.constant("g", normal(8)), None))
     y = b.node("mean", (y,), {"dim": (2, 3)})
     y = b.node("linear", (y, b.constant("w2", normal(5, 8)), b.constant("b2", normal(5))))
     return b.finish({"logits": y, "parts": (y, [y])})

@@ -58,7 +58,7 @@ def _exact_sum(parts: Doubles, out: Floats, start: int, stop: int) -> None:
     P = parts.shape[0]
     terms = np.empty(P, np.float64)
     for i in range(start, stop):
-        # Two numbers nearly always hold the sum; the general way costs ten times as much.
+        # Two numbers nearly always hold the sum; the general way takes three to four times as long.
         high = 0.0
         rest = 0.0
         lost = 0.0

@@ -183,7 +183,7 @@ def prelu_shape(x: Spec, weight: Spec) -> Spec:
 def prelu(x: Any, weight: Any) -> Any:
     """y = x, times weight where x < 0; weight per channel (axis 1) or one for all"""
     slope = weight.reshape(-1, *(1,) * (x.ndim - 2)) if weight.size > 1 else weight.reshape(())
-    return np.where(x > 1, x, x * slope)
+    return np.where(x > 0, x, x * slope)
 
 
 op(

@@ -13,7 +13,7 @@ from fp8np.dims import Size
 from fp8np.errors import ShapeError
 from fp8np.layers._op import REQUIRED, Foreign, Spec, op
 from fp8np.layers._shapes import Shape, broadcast
-from fp8np.layers._types import as_type, checked
+from fp8np.layers._types import checked
 from fp8np.layers.slice import select_shape, slice_shape
 
 
@@ -24,9 +24,10 @@ def _fits(name: str, src: Spec, part: Shape, x: Spec) -> Spec:
     return x
 
 
+@np.errstate(invalid="ignore")
 def _replaced(x: Any, where: Any, src: Any) -> Any:
     y = x.copy()
-    y[where] = as_type(src, "float32" if x.dtype.kind == "f" else x.dtype.name)
+    y[where] = src.astype(x.dtype)
     return y
 
 
@@ -98,11 +99,11 @@ def index_put_shape(x: Spec, values: Spec, *indices: Spec | None, accumulate: bo
 
 def index_put(x: Any, values: Any, *indices: Any, accumulate: bool) -> Any:
     """y = x, but values in (or with accumulate: added to) y[i0, i1, ...], where None takes the whole axis"""
-    where = tuple(slice(None) if index is None else index for index in indices)
+    where: Any = tuple(slice(None) if index is None else index for index in indices)
     if not accumulate:
         return _replaced(x, where, values)
     y = x.copy()
-    np.add.at(y, where, as_type(values, "float32" if x.dtype.kind == "f" else x.dtype.name))
+    np.add.at(y, where, values.astype(x.dtype))
     return y
 
 

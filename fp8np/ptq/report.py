@@ -102,9 +102,11 @@ class Report:
 
     def table(self) -> Table:
         """The report as a table for the terminal."""
+        from rich.markup import escape
         from rich.table import Table
 
-        table = Table(title=f"recipe {self.recipe}: {self.quantized} of {len(self.layers)} layers quantized", caption=self._caption())
+        title = f"recipe {self.recipe}: {self.quantized} of {len(self.layers)} layers quantized"
+        table = Table(title=escape(title), caption=escape(self._caption()))
         table.add_column("layer", overflow="fold")
         for heading in ("op", "weights", "activations"):
             table.add_column(heading)
@@ -113,7 +115,7 @@ class Report:
         table.add_column("not quantized because", overflow="fold")
         for layer in self.layers:
             table.add_row(
-                layer.name,
+                escape(layer.name),
                 layer.op,
                 _with(layer.weights, layer.weight_scales),
                 _with(layer.activations, layer.activation_scales),
@@ -121,16 +123,16 @@ class Report:
                 _shown(layer.output_sqnr),
                 f"{layer.bytes_before:,}",
                 f"{layer.bytes_after:,}",
-                layer.reason,
+                escape(layer.reason),
                 style="dim" if layer.reason else None,
             )
         table.add_section()
         table.add_row("whole model", "", "", "", "", "", f"{self.bytes_before:,}", f"{self.bytes_after:,}", "")
         return table
 
-    def _caption(self) -> str | None:
+    def _caption(self) -> str:
         if not self.output_sqnr:
-            return None
+            return ""
         figures = ", ".join(f"{name} {_shown(value)} dB" for name, value in self.output_sqnr.items())
         return f"SQNR in dB, on {self.samples} samples; outputs of the model: {figures}"
 
