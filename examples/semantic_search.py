@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from fp8np_converters.bert import from_folder
 from rich.console import Console
 from rich.table import Table
 from tokenizers import Tokenizer
@@ -23,6 +22,7 @@ import fp8np
 from fp8np.artifact import save
 from fp8np.ptq.recipe import get_recipe
 from fp8np.ptq.workflow import quantize_model
+from fp8np_converters.bert import from_folder
 
 HERE = Path(__file__).parent
 ROOT = HERE.parent

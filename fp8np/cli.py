@@ -51,14 +51,19 @@ def main() -> None:
 @click.option("--module", metavar="PKG.MOD:FACTORY", help="Function returning the nn.Module that SOURCE's weights belong to.")
 @click.option("--key", metavar="A.B", help="Where the weights are inside the checkpoint, if not found by themselves.")
 @click.option("--example-inputs", type=_EXISTING, metavar="FILE.npz", help="Inputs to trace an nn.Module with, by name.")
-@click.option("--dynamic-axis", "dynamic_axes", multiple=True, metavar="INPUT:AXIS=NAME", help="An axis of an input that may vary, e.g. ids:1=T.")
+@click.option("--dynamic-axis", "dynamic_axes", multiple=True, metavar="INPUT:AXIS=NAME", help="An axis that may vary, e.g. ids:1=T.")
 @click.option("--pooling", type=click.Choice(["mean"]), help="For a BERT folder: give sentence embeddings instead of hidden states.")
 @click.option("--recipe", default="e4m3", show_default=True, metavar="NAME", help="fp32, e4m3, e3m4 or e5m2.")
 @click.option("--approach", type=click.Choice(["static", "dynamic"]), help="Where activation scales come from; static needs --calibration.")
 @click.option("--ops", metavar="OP,OP", help="Quantize these op types instead of the recipe's; +OP adds, -OP removes one.")
 @click.option("--skip", multiple=True, metavar="PATTERN", help="Leave nodes of this name alone (* and ? match).")
-@click.option("--keep-first-last", type=click.Choice(["auto", "yes", "no"]), default="auto", show_default=True,
-              help="Keep the first convolution and the last linear in FP32; auto: in convolutional networks.")
+@click.option(
+    "--keep-first-last",
+    type=click.Choice(["auto", "yes", "no"]),
+    default="auto",
+    show_default=True,
+    help="Keep the first convolution and the last linear in FP32; auto: in convolutional networks.",
+)
 @click.option("--calibration", metavar="DATA", help="Representative inputs: .npz, .npy, a folder of them, or pkg.mod:factory.")
 @click.option("--samples", type=click.IntRange(min=1), default=300, show_default=True, help="How many calibration samples to use.")
 @click.option("--json", "report_file", type=_PATH, metavar="FILE", help="Also write the report as JSON.")
@@ -117,7 +122,10 @@ def run(model: Path, inputs: Path, output: Path | None, threads: int | None, as_
 
         with replacing(output) as temporary, temporary.open("wb") as file:
             np.savez(file, **outputs)
-    facts = {name: {"shape": list(a.shape), "dtype": a.dtype.name, "min": _bound(a, "min"), "max": _bound(a, "max")} for name, a in outputs.items()}
+    facts = {
+        name: {"shape": list(a.shape), "dtype": a.dtype.name, "min": _bound(a, "min"), "max": _bound(a, "max")}
+        for name, a in outputs.items()
+    }
     if as_json:
         click.echo(json.dumps({"outputs": facts, "seconds": seconds, "written": None if output is None else str(output)}))
         return
@@ -147,7 +155,9 @@ def inspect(model: Path, show_graph: bool, as_json: bool) -> None:
 
 @main.command()
 @click.argument("model", type=_EXISTING)
-@click.option("--data", required=True, metavar="DATA", help="Inputs with labels: .npz with an array 'labels', a folder of them, or pkg.mod:factory.")
+@click.option(
+    "--data", required=True, metavar="DATA", help="Inputs and labels: .npz with an array 'labels', a folder of them, or pkg.mod:factory."
+)
 @click.option("--metric", required=True, help="accuracy, spearman, psnr, cosine, eer, or pkg.mod:function(outputs, labels).")
 @click.option("--reference", type=_EXISTING, metavar="MODEL", help="Take another converted model's outputs for labels.")
 @click.option("--output", metavar="NAME", help="Which output counts, where there are several.")

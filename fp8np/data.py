@@ -110,8 +110,8 @@ def load_batches(source: Any, *, inputs: Sequence[Value] | None = None, batch_si
         batch_size: samples in a batch where this module cuts them; a model whose batch is fixed gets its own.
 
     Raises:
-        CalibrationError: there is no such file or factory, a file is not readable, or there are no samples.
-        InputError: arrays that are to be cut disagree about the number of samples.
+        CalibrationError: there is no such file, a file is not readable, or there are no samples.
+        InputError: there is no such factory, or arrays that are to be cut disagree about the number of samples.
 
     >>> batches = load_batches(np.zeros((5, 3), np.float32), inputs=(Value("x", (2, 3), "float32"),))
     Traceback (most recent call last):
@@ -179,7 +179,7 @@ def imported(text: str) -> Any:
     """What ``package.module:name`` names, the current directory being searched too.
 
     Raises:
-        CalibrationError: there is no such module or name.
+        InputError: there is no such module or name.
     """
     # As `python -m` does it; the command line alone would not find a module beside the user's data.
     if "" not in sys.path and os.getcwd() not in sys.path:  # noqa: PTH109 - sys.path holds str
@@ -190,7 +190,7 @@ def imported(text: str) -> Any:
         for part in attribute.split("."):
             found = getattr(found, part)
     except (ImportError, AttributeError) as error:
-        raise CalibrationError(f"{text}: {error}") from error
+        raise InputError(f"{text}: {error}") from error
     return found
 
 

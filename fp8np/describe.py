@@ -56,7 +56,7 @@ def describe(graph: Graph, file_bytes: int | None = None) -> dict[str, Any]:
 def _layers(graph: Graph) -> Iterator[dict[str, Any]]:
     producers = {name: node for node in graph.nodes for name in node.outputs}
     for node in graph.nodes:
-        weights = [n for n in node.inputs if n in graph.constants and graph.constants[n].ndim > 1]
+        weights = [n for n in node.inputs if n is not None and n in graph.constants and graph.constants[n].ndim > 1]
         if not weights:
             continue
         yield {

@@ -154,7 +154,7 @@ def run_python(code: str) -> str:
 
 
 def test_import_loads_nothing_heavy() -> None:
-    heavy = "numba llvmlite torch scipy onnx matplotlib ml_dtypes rich click safetensors transformers".split()
+    heavy = ["numba", "llvmlite", "torch", "scipy", "onnx", "matplotlib", "ml_dtypes", "rich", "click", "safetensors", "transformers"]
     assert run_python(f"import fp8np, sys; print([m for m in {heavy!r} if m in sys.modules])") == "[]"
 
 

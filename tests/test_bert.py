@@ -15,13 +15,13 @@ import pytest
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
-from fp8np_converters.bert import from_folder  # noqa: E402
-from fp8np_converters.torch_export import from_module  # noqa: E402
 from safetensors.torch import load_file, save_file  # noqa: E402
 
 from fp8np.dims import symbol  # noqa: E402
 from fp8np.errors import CheckpointError, InputError, UnsupportedOperatorError  # noqa: E402
 from fp8np.interpret import interpret  # noqa: E402
+from fp8np_converters.bert import from_folder  # noqa: E402
+from fp8np_converters.torch_export import from_module  # noqa: E402
 
 Arrays = dict[str, Any]
 

@@ -14,12 +14,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-from fp8np_converters.checkpoint import read_checkpoint, read_state_dict
 from hypothesis import given
 from hypothesis import strategies as st
 
 from fp8np.errors import CheckpointError
 from fp8np.tensor import QTensor
+from fp8np_converters.checkpoint import read_checkpoint, read_state_dict
 
 torch = pytest.importorskip("torch")
 safetensors_torch = pytest.importorskip("safetensors.torch")

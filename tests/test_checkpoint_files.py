@@ -15,9 +15,9 @@ from typing import Any
 import numpy as np
 import pytest
 from _checkpoints import read, zip_bytes
-from fp8np_converters.checkpoint import read_checkpoint
 
 from fp8np.errors import CheckpointError
+from fp8np_converters.checkpoint import read_checkpoint
 
 torch = pytest.importorskip("torch")
 

@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 import pytest
 from _checkpoints import legacy_bytes, read, zip_bytes
-from fp8np_converters.checkpoint import read_checkpoint
 
 from fp8np.errors import CheckpointError, UnsafeCheckpointError
+from fp8np_converters.checkpoint import read_checkpoint
 
 # -- pickles that would run code --------------------------------------------------------------------------------------
 

@@ -20,7 +20,7 @@ from fp8np.cli import main
 from fp8np.ptq.workflow import quantize_model
 
 RNG = np.random.default_rng(0)
-NETWORK = '''
+NETWORK = """
 import torch
 from torch import nn
 
@@ -42,7 +42,7 @@ def labelled():
 
 def mean_logit(outputs, labels):
     return outputs.mean()
-'''
+"""
 
 
 def invoke(*args: Any) -> Result:

@@ -76,9 +76,9 @@ def test_factory_is_imported_from_the_current_directory_and_called_anew(tmp_path
     batches = load_batches("calibration_data:Sets.small", inputs=X)
     for _ in range(2):
         assert [batch.label for batch in batches] == [0, 1]
-    with pytest.raises(CalibrationError, match=r"calibration_data:missing: .*missing"):
+    with pytest.raises(InputError, match=r"calibration_data:missing: .*missing"):
         load_batches("calibration_data:missing", inputs=X)
-    with pytest.raises(CalibrationError, match="no_such_module_at_all"):
+    with pytest.raises(InputError, match="no_such_module_at_all"):
         load_batches("no_such_module_at_all:f", inputs=X)
 
 

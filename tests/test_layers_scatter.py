@@ -11,11 +11,11 @@ torch = pytest.importorskip("torch")
 
 from _layers import check_op  # noqa: E402
 from _traced import assert_same  # noqa: E402
-from fp8np_converters.torch_export import from_module  # noqa: E402
 from torch import nn  # noqa: E402
 
 from fp8np.errors import DTypeError, ShapeError  # noqa: E402
 from fp8np.layers._op import OPS, Spec  # noqa: E402
+from fp8np_converters.torch_export import from_module  # noqa: E402
 
 RNG = np.random.default_rng(0)
 X = RNG.normal(size=(4, 5, 3))

@@ -113,6 +113,7 @@ CASES: list[Case] = [
     ("index", (X234, ints(2, 5)), {}, indexed, {0: {1: "T"}, 1: {0: "N"}}),
     ("index", (X234, None, ints(3, 5, 1), ints(4, 6)), {}, indexed, {0: {0: "B"}, 2: {0: "N"}, 3: {0: "M"}}),
     ("index", (X234, ints(2, 5), None, ints(4, 5)), {}, indexed, {0: {1: "T"}, 1: {0: "N"}, 3: {0: "N"}}),
+    ("index", (x(2, 3, 4, 5), None, ints(3, 6), None, ints(5, 6)), {}, indexed, {0: {0: "B", 2: "C"}}),
     ("index", (X234, None, ints(3), None), {}, indexed, BT),
     ("index", (X234, ints(2), None, ints(4, 6)), {}, indexed, BT),
     ("index", (X234, None, np.array([-1, 0])), {}, indexed, BT),

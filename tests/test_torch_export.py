@@ -15,11 +15,11 @@ import pytest
 torch = pytest.importorskip("torch")
 
 from _traced import assert_same, exported, randomized  # noqa: E402
-from fp8np_converters.torch_export import from_exported, from_module, load_weights  # noqa: E402
 from torch import nn  # noqa: E402
 
 from fp8np.dims import symbol  # noqa: E402
 from fp8np.errors import CheckpointError, DTypeError, GraphError, InputError, UnsupportedOperatorError  # noqa: E402
+from fp8np_converters.torch_export import from_exported, from_module, load_weights  # noqa: E402
 
 B, T = symbol("B"), symbol("T")
 
@@ -66,10 +66,8 @@ class SameDepthwise(nn.Module):
         self.conv = nn.Conv2d(4, 4, 5, stride=2, groups=4)
 
     def forward(self, x: Any) -> Any:
-        pads = [max((-(-n // 2) - 1) * 2 + 5 - n, 0) for n in x.shape[2:]]
-        return nn.functional.hardswish(
-            self.conv(nn.functional.pad(x, (pads[1] // 2, pads[1] - pads[1] // 2, pads[0] // 2, pads[0] - pads[0] // 2)))
-        )
+        h, w = (max((-(-n // 2) - 1) * 2 + 5 - n, 0) for n in x.shape[2:])
+        return nn.functional.hardswish(self.conv(nn.functional.pad(x, (w // 2, w - w // 2, h // 2, h - h // 2))))
 
 
 def test_residual_network_with_padded_shortcut() -> None:
@@ -102,6 +100,22 @@ def test_image_of_any_size() -> None:
     graph = from_module(module, torch.randn(2, 1, 16, 12), dynamic={"input": {0: "B", 2: "H", 3: "W"}})
     for shape in ((1, 1, 16, 12), (2, 1, 21, 9)):
         assert_same(graph, module, torch.randn(shape))
+
+
+def test_sizes_that_pytorch_simplifies_further() -> None:
+    class Frames(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv1, self.conv2 = nn.Conv1d(1, 4, 10, 5), nn.Conv1d(4, 4, 3, 2)
+
+        def forward(self, x: Any) -> Any:
+            y = self.conv2(self.conv1(x)).transpose(1, 2)
+            return y.reshape(y.shape[0], y.shape[1], -1, 2).transpose(1, 2) + torch.arange(y.shape[1])[:, None]
+
+    module = Frames()
+    graph = from_module(module, torch.randn(1, 1, 60), dynamic={"x": {0: "B", 2: "T"}})
+    for length in (30, 47):
+        assert_same(graph, module, torch.randn(2, 1, length))
 
 
 class Recurrent(nn.Module):

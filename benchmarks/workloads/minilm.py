@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from fp8np_converters.bert import from_folder
 from tokenizers import Tokenizer
-from workloads import Workload, need
 
 from fp8np.graph import Graph
 from fp8np.metrics import spearman
+from fp8np_converters.bert import from_folder
+from workloads import Workload, need
 
 BATCH = 64
 
@@ -57,7 +57,8 @@ def workload(shared: Path, models: Path, part: str = "test", export: bool = Fals
         for start in range(0, len(texts), BATCH):
             encoded = tokenizer.encode_batch(texts[start : start + BATCH])
             ids = np.array([e.ids for e in encoded], np.int64)
-            yield {"input_ids": ids, "attention_mask": np.array([e.attention_mask for e in encoded], np.int64), "token_type_ids": np.zeros_like(ids)}
+            mask = np.array([e.attention_mask for e in encoded], np.int64)
+            yield {"input_ids": ids, "attention_mask": mask, "token_type_ids": np.zeros_like(ids)}
 
     def score(outputs: list[Any]) -> float:
         vectors = np.concatenate([pooled(o, b["attention_mask"]) for o, b in zip(outputs, batches(sentences), strict=True)])

@@ -9,12 +9,12 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from fp8np_converters.checkpoint import read_state_dict
-from fp8np_converters.torch_export import from_module
 from torch import nn
-from workloads import Workload, need
 
 from fp8np.metrics import accuracy
+from fp8np_converters.checkpoint import read_state_dict
+from fp8np_converters.torch_export import from_module
+from workloads import Workload, need
 
 MEAN = np.array([0.485, 0.456, 0.406], np.float32)
 STD = np.array([0.229, 0.224, 0.225], np.float32)
@@ -54,7 +54,7 @@ class ResNet20(nn.Module):
         return self.linear(x.mean((2, 3)))
 
 
-def workload(shared: Path, models: Path) -> Workload:  # noqa: ARG001 - one signature for all
+def workload(shared: Path, models: Path) -> Workload:
     checkpoint = need(shared / "models" / "resnet20_cifar10.th", "ResNet-20 weights")
     with np.load(need(shared / "data" / "cifar10_jpeg_test_2000.npz", "CIFAR-10 pictures")) as data:
         pictures, labels = data["x"], data["y"]

@@ -88,8 +88,6 @@ def _taps(size: int, out: int, factor: float | None, mode: str, align_corners: b
         place = steps * dtype.type((size - 1) / (out - 1) if out > 1 else 0)
     else:
         place = (steps + dtype.type(0.5)) * dtype.type(ratio) - dtype.type(0.5)
-    if mode == "linear":
-        place = np.maximum(place, 0)
     left = np.floor(place)
     t, first = place - left, left.astype(np.int64)
     offsets, weights = ((0, 1), [1 - t, t]) if mode == "linear" else ((-1, 0, 1, 2), _cubic_weights(t))
