@@ -30,7 +30,7 @@ class Weights:
     """The constants of a graph, and what kernels made of them: computed once, shared by the plans of all sizes."""
 
     def __init__(self, constants: Mapping[str, Constant]) -> None:
-        self.constants = constants
+        self.constants = {name: constant if isinstance(constant, QTensor) else _read_only(constant) for name, constant in constants.items()}
         self._made: dict[tuple[str, str, str], Any] = {}
         self._lock = threading.Lock()
 
@@ -40,6 +40,12 @@ class Weights:
             if (op, name, key) not in self._made:
                 self._made[op, name, key] = make(self.constants[name])
             return self._made[op, name, key]
+
+
+def _read_only(array: Any) -> Any:
+    view = array.view()
+    view.flags.writeable = False
+    return view
 
 
 @dataclass(frozen=True)
@@ -78,9 +84,14 @@ class Plan:
                 env.update(zip(node.outputs, result if isinstance(result, tuple) else (result,), strict=True))
                 for name in step.releases:
                     del env[name]
-        # An output that is an input or a weight is copied, so that a caller who writes into it harms nobody.
-        given = {*self.constants, *inputs}
-        return map_structure(lambda name: np.array(env[name]) if name in given else env[name], self.outputs)
+        return map_structure(lambda name: _owned(env[name], inputs), self.outputs)
+
+
+def _owned(array: Any, inputs: Mapping[str, Any]) -> Any:
+    # An output that is an input or a weight, or a view of one, is copied: a caller may write into what is returned. Weights
+    # are read-only, and so is every view of them.
+    given = not array.flags.writeable or any(np.may_share_memory(array, x) for x in inputs.values())
+    return array.copy() if given else array
 
 
 def _place(node: Node) -> str:
