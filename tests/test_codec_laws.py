@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 from _law import ALL_FORMATS, DETERMINISTIC, SIGNED_FORMATS
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
@@ -70,7 +70,9 @@ def test_sign_symmetric(f: FloatFormat, rounding: str, overflow: str, nan: str, 
 @law
 @given(formats, roundings, arrays(np.float64, st.floats(-1, 1)), st.integers(-3, 3))
 def test_scaling_by_a_power_of_two_moves_the_exponent_field(f: FloatFormat, rounding: str, x: Any, k: int) -> None:
-    # All within the normal range, where the format is a scaled copy of itself.
+    # All within the normal range, where the format is a scaled copy of itself. Without a mantissa, every second binade has
+    # the even code, so ties go up in one and down in the next.
+    assume(f.mantissa_bits or rounding != "nearest_even")
     if not f.signed:
         x = np.abs(x)
     middle = 2.0 ** ((f.min_exponent + f.max_exponent) // 2)

@@ -81,7 +81,7 @@ def test_residual_network_with_padded_shortcut() -> None:
     assert {"layer1.1.pad", "layer1.1.add", "pool", "mean", "fc"} <= set(names)
     assert next(node for node in graph.nodes if node.name == "layer1.0.conv1").origin == "layer1.0.conv1"
     assert "layer1.0.conv1.weight" in graph.constants
-    assert not any(node.op in ("identity", "cast") for node in graph.nodes)
+    assert [node.attrs["dim"] for node in graph.nodes if node.op == "slice"] == [2, 3]  # not the axes taken whole
 
 
 def test_depthwise_with_padding_from_the_size() -> None:
@@ -322,7 +322,7 @@ def test_the_module_stays_as_it_is() -> None:
     with torch.no_grad():
         module[0].weight.zero_()
     assert np.any(graph.constants["0.weight"])
-    assert not any("dropout" in node.op for node in graph.nodes)
+    assert [node.op for node in graph.nodes] == ["linear", "batch_norm"]
 
 
 # --- saved programs and weights

@@ -119,15 +119,10 @@ def _meta(name: str) -> dict[str, str]:
 
 @contextmanager
 def _quietly() -> Iterator[None]:
-    """PyTorch's own warnings while it traces are about its internals; and its fused fast paths have no operator of ours."""
-    fast = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        torch.backends.mha.set_fastpath_enabled(fast)
+    """PyTorch's own warnings while it traces are about its internals."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
 
 
 def _traced(module: nn.Module, example: Example, sizes: Mapping[tuple[str, int], str], *, fall_back: bool) -> ExportedProgram:

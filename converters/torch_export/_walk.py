@@ -206,19 +206,20 @@ class Walk:
         if not isinstance(expected, torch.Tensor):
             return
         ours = self._builder.facts(name)
-        sizes = [hint(size) for size in expected.shape]
+        shape: tuple[Any, ...] = tuple(expected.shape)
+        sizes = [hint(size) for size in shape]
         same = len(sizes) == len(ours.shape) and all(
             size is None or evaluate(mine, self._hints) == size for mine, size in zip(ours.shape, sizes, strict=True)
         )
-        for mine, size in zip(ours.shape, expected.shape, strict=same):
-            if isinstance(size, torch.SymInt):
-                self._sizes.setdefault(size.node.expr, mine)
         dtype = _dtype(expected.dtype, _origin(node))
         if not same or ours.dtype != dtype:
-            theirs = f"{dtype}[{', '.join(map(str, expected.shape))}]"
+            theirs = f"{dtype}[{', '.join(map(str, shape))}]"
             raise GraphError(
                 f"node {name!r} (from {_origin(node)}): {node.target} gives {theirs} in PyTorch, but the op's rule gives {ours}"
             )
+        for mine, size in zip(ours.shape, shape, strict=True):
+            if isinstance(size, torch.SymInt):
+                self._sizes.setdefault(size.node.expr, mine)
 
     # --- outputs
 
