@@ -19,6 +19,7 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).parent))
 
 import torch
+from naive import fake_quantized
 
 from fp8np.model import Model
 from fp8np.ptq.recipe import get_recipe
@@ -34,10 +35,10 @@ MAKERS: dict[str, Callable[[Path, Path], Workload]] = {
     "speaker": speaker.workload,
 }
 RECIPES = ("e4m3", "e3m4", "e5m2")
+NAIVE = {"naive E4M3": "e4m3fn", "naive E5M2": "e5m2"}
 
 
-def torch_outputs(workload: Workload) -> Iterator[Any]:
-    module = workload.module()
+def torch_outputs(workload: Workload, module: Any) -> Iterator[Any]:
     for batch in workload.batches():
         with torch.no_grad():
             if isinstance(batch, dict):
@@ -59,13 +60,13 @@ def main() -> None:
     parser.add_argument("--only", action="append", choices=MAKERS)
     parser.add_argument("--ops", help="operator coverage for all recipes, as in fp8np convert")
     args = parser.parse_args()
-    print("| model | metric | PyTorch FP32 | our FP32 (largest difference) |" + "".join(f" {r.upper()} |" for r in RECIPES), flush=True)
-    print("|---" * (4 + len(RECIPES)) + "|", flush=True)
+    columns = ["model", "metric", "PyTorch FP32", "our FP32 (largest difference)", *(r.upper() for r in RECIPES), *NAIVE]
+    print("| " + " | ".join(columns) + " |\n" + "|---" * len(columns) + "|", flush=True)
     for name in args.only or MAKERS:
         workload = MAKERS[name](args.shared, args.models)
         graph = workload.graph()
         start = time.perf_counter()
-        theirs = list(torch_outputs(workload))
+        theirs = list(torch_outputs(workload, workload.module()))
         model = Model(graph)
         ours = [model.run(batch) for batch in workload.batches()]
         row = f"| {workload.name} | {workload.metric} | {workload.score(theirs):.4f} | "
@@ -74,6 +75,8 @@ def main() -> None:
             chosen = get_recipe(recipe).adjusted(ops=args.ops)
             quantized = Model(quantize_model(graph, chosen, workload.calibration()).graph)
             row += f" {workload.score([quantized.run(batch) for batch in workload.batches()]):.4f} |"
+        for fmt in NAIVE.values():
+            row += f" {workload.score(list(torch_outputs(workload, fake_quantized(workload.module(), fmt)))):.4f} |"
         print(row, flush=True)
         print(f"{name}: {time.perf_counter() - start:.0f} s", file=sys.stderr, flush=True)
 
