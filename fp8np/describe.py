@@ -116,7 +116,7 @@ def described_table(facts: dict[str, Any]) -> RenderableType:
             main["format"],
             " x ".join(map(str, main["shape"])),
             _scale(main),
-            activation["format"] if activation else "float32",
+            activation["format"] if activation else "",
             "" if activation is None else "at run time" if activation["scale"] is None else f"{activation['scale']:.4g}",
         )
     return Group(summary, table)

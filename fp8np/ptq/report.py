@@ -112,7 +112,9 @@ class Report:
             table.add_column(heading)
         for heading in ("weight SQNR", "output SQNR", "bytes before", "after"):
             table.add_column(heading, justify="right")
-        table.add_column("not quantized because", overflow="fold")
+        reasons = any(layer.reason for layer in self.layers)
+        if reasons:
+            table.add_column("not quantized because", overflow="fold")
         for layer in self.layers:
             table.add_row(
                 escape(layer.name),
@@ -123,11 +125,11 @@ class Report:
                 _shown(layer.output_sqnr),
                 f"{layer.bytes_before:,}",
                 f"{layer.bytes_after:,}",
-                escape(layer.reason),
+                *([escape(layer.reason)] if reasons else []),
                 style="dim" if layer.reason else None,
             )
         table.add_section()
-        table.add_row("whole model", "", "", "", "", "", f"{self.bytes_before:,}", f"{self.bytes_after:,}", "")
+        table.add_row("whole model", "", "", "", "", "", f"{self.bytes_before:,}", f"{self.bytes_after:,}")
         return table
 
     def _caption(self) -> str:
