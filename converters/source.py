@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from fp8np.data import imported
+from fp8np.data import imported, read_file, user_code
 from fp8np.errors import CheckpointError, InputError
 from fp8np.graph import Graph
 
@@ -37,37 +37,52 @@ def read_source(
 
     Raises:
         CheckpointError: the source is none of these, or its weights do not fit the module.
-        InputError: a module needs example inputs, and there are none.
+        InputError: a module needs example inputs, and there are none; the factory fails or gives no module; an argument does
+            not apply to the source.
     """
+    options = {"--module": module, "--key": key, "--example-inputs": example_inputs, "--dynamic-axis": dynamic, "--pooling": pooling}
     path = Path(source)
-    if path.is_dir():
-        from .bert import from_folder
-
-        return from_folder(path, pooling=pooling)
+    if module is None and not path.exists() and ":" in source:
+        _refuse_all_but(("--example-inputs", "--dynamic-axis"), options, f"{source}, a function,")
+        return _from_factory(source, None, None, example_inputs, dynamic)
+    if not path.exists():
+        raise CheckpointError(f"{source}: no such file or folder")
     if path.suffix == ".pt2":
         from .torch_export import from_exported
 
+        _refuse_all_but((), options, f"{source}, a program with its weights,")
         return from_exported(path)
-    if module is None and not path.exists() and ":" in source:
-        module, source = source, ""
-    if module is None:
-        if not path.exists():
-            raise CheckpointError(f"{source}: no such file or folder")
-        raise CheckpointError(
-            f"{source}: a checkpoint holds weights, not the network; name the function that builds it with --module pkg.mod:factory"
-        )
-    return _from_factory(module, Path(source) if source else None, key, example_inputs, dynamic)
+    if module is not None:
+        _refuse_all_but(("--module", "--key", "--example-inputs", "--dynamic-axis"), options, f"{source}, a checkpoint,")
+        return _from_factory(module, path, key, example_inputs, dynamic)
+    if path.is_dir():
+        from .bert import from_folder
+
+        _refuse_all_but(("--pooling",), options, f"{source}, a folder,")
+        return from_folder(path, pooling=pooling)
+    from .checkpoint import read_checkpoint
+
+    read_checkpoint(path)  # says what the file is, where it is no checkpoint
+    raise CheckpointError(
+        f"{source}: a checkpoint holds weights, not the network; name the function that builds it with --module pkg.mod:factory"
+    )
+
+
+def _refuse_all_but(allowed: tuple[str, ...], options: Mapping[str, Any], what: str) -> None:
+    unused = [name for name, value in options.items() if value is not None and name not in allowed]
+    if unused:
+        raise InputError(f"{what} does not go with {', '.join(unused)}")
 
 
 def _from_factory(module: str, checkpoint: Path | None, key: str | None, example_inputs: Path | None, dynamic: DynamicAxes | None) -> Graph:
     from .torch_export import from_module, load_weights
 
-    network = imported(module)()
+    network = _network(module)
     if checkpoint is not None:
         from .checkpoint import read_state_dict
 
         load_weights(network, read_state_dict(checkpoint, key=key), origin=str(checkpoint))
-    examples = _examples(example_inputs) if example_inputs is not None else getattr(network, "example_inputs", None)
+    examples = getattr(network, "example_inputs", None) if example_inputs is None else read_file(example_inputs)
     if examples is None:
         raise InputError(
             f"{module}: inputs are needed to trace the network: pass --example-inputs FILE.npz with an array for each input, "
@@ -76,14 +91,14 @@ def _from_factory(module: str, checkpoint: Path | None, key: str | None, example
     return from_module(network, examples, dynamic=dynamic, name=module.rpartition(":")[2])
 
 
-def _examples(path: Path) -> Any:
-    import numpy as np
+def _network(module: str) -> Any:
+    from torch import nn
 
-    try:
-        loaded = np.load(path, allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
-        raise InputError(f"{path}: expected an npz or npy file of example inputs: {error}") from error
-    if isinstance(loaded, np.ndarray):
-        return (loaded,)
-    with loaded:
-        return {name: loaded[name] for name in loaded.files}
+    factory = imported(module)
+    if not callable(factory) or isinstance(factory, nn.Module):
+        raise InputError(f"{module}: expected a function that returns an nn.Module, got a {type(factory).__name__}")
+    with user_code(module):
+        network = factory()
+    if not isinstance(network, nn.Module):
+        raise InputError(f"{module}: expected a function that returns an nn.Module, it returned a {type(network).__name__}")
+    return network

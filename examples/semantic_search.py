@@ -104,7 +104,9 @@ def main() -> None:
     table.add_row("cosine of the embeddings, lowest / mean", "1", f"{cosine.min():.4f} / {cosine.mean():.4f}")
     table.add_row(f"queries with the same {BEST} best, in the same order", "", f"{same} of {len(QUERIES)}")
     console.print(table)
-    console.print(f"wrote minilm-fp32.safetensors and minilm-e4m3.safetensors in {OUT.name}; PyTorch was imported: {'torch' in sys.modules}")
+    console.print(
+        f"wrote minilm-fp32.safetensors and minilm-e4m3.safetensors in {OUT.name}; PyTorch was imported: {'torch' in sys.modules}"
+    )
 
 
 if __name__ == "__main__":

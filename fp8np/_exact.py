@@ -14,19 +14,17 @@ NaN and infinity take a way of their own, as counts of which products are what.
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 import numpy.typing as npt
 
 from fp8np.codec import decode_table
 from fp8np.formats import FloatFormat
+from fp8np.kernels._arrays import Doubles
 from fp8np.kernels._table import select
 from fp8np.tensor import Codes, Floats
 
 __all__ = ["exact_product"]
 
-Doubles = npt.NDArray[np.float64]
 Used = npt.NDArray[np.bool_]
 """bool (256,): which codes occur."""
 Band = tuple[Doubles, int]
@@ -41,6 +39,8 @@ SIDE = 1024
 """Rows and columns of a block of the result, at most."""
 PARTS = 1 << 23
 """Elements of all parts of a block together, about: 64 MiB."""
+PIECE = 1 << 20
+"""Codes that are counted at a time."""
 
 
 def exact_product(a: Codes, a_format: FloatFormat, b: Codes, b_format: FloatFormat, init: Floats | None = None) -> Floats:
@@ -74,7 +74,7 @@ def exact_product(a: Codes, a_format: FloatFormat, b: Codes, b_format: FloatForm
                 start = None if init is None else init[z, m : m + side, n : n + side]
                 block[...] = _block(rows, a_bands, columns, b_bands, chunks, start)
                 if special:
-                    odd = _special(decode_table(a_format)[rows], decode_table(b_format)[columns], start)
+                    odd = _special(rows, decode_table(a_format), columns, decode_table(b_format), chunks, start)
                     np.copyto(block, odd, where=odd != 0, casting="same_kind")
     return out
 
@@ -117,7 +117,11 @@ def _split(a_used: Used, a_format: FloatFormat, b_used: Used, b_format: FloatFor
 
 def _used(codes: Codes) -> Used:
     """Which codes occur."""
-    return np.bincount(codes.reshape(-1), minlength=256) > 0
+    used = np.zeros(256, np.bool_)
+    flat = codes.reshape(-1)
+    for i in range(0, flat.size, PIECE):  # bincount widens its argument to 64 bits
+        used |= np.bincount(flat[i : i + PIECE], minlength=256) > 0
+    return used
 
 
 def _bands(fmt: FloatFormat, used: Used, count: int) -> list[Band]:
@@ -143,17 +147,20 @@ def _has_special(used: Used, fmt: FloatFormat) -> bool:
     return bool(np.any(used & ~np.isfinite(decode_table(fmt))))
 
 
-def _special(a: Floats, b: Floats, init: Floats | None) -> npt.NDArray[Any]:
+def _special(a: Codes, a_values: Floats, b: Codes, b_values: Floats, chunks: list[slice], init: Floats | None) -> Doubles:
     """f64 (M, N): NaN or infinity where the sum of init and the products is one, zero where it is finite."""
-    a_infinite, a_finite = _signs(a)
-    b_infinite, b_finite = _signs(b)
-    b_all = b_infinite + b_finite
     # Infinite products with their sign, and without: half their sum counts the positive ones, half their difference the others.
-    signed = a_infinite @ b_all.T + a_finite @ b_infinite.T
-    total = abs(a_infinite) @ abs(b_all).T + abs(a_finite) @ abs(b_infinite).T
-    invalid = abs(a_infinite) @ (b == 0).T.astype(np.float64) + (a == 0).astype(np.float64) @ abs(b_infinite).T
-    invalid += np.any(np.isnan(a), axis=1, keepdims=True)
-    invalid += np.any(np.isnan(b), axis=1)
+    signed, total, invalid = np.zeros((3, len(a), len(b)))
+    for chunk in chunks:
+        left, right = a_values[a[:, chunk]], b_values[b[:, chunk]]
+        a_infinite, a_finite = _signs(left)
+        b_infinite, b_finite = _signs(right)
+        b_all = b_infinite + b_finite
+        signed += a_infinite @ b_all.T + a_finite @ b_infinite.T
+        total += abs(a_infinite) @ abs(b_all).T + abs(a_finite) @ abs(b_infinite).T
+        invalid += abs(a_infinite) @ (right == 0).T.astype(np.float64) + (left == 0).astype(np.float64) @ abs(b_infinite).T
+        invalid += np.any(np.isnan(left), axis=1, keepdims=True)
+        invalid += np.any(np.isnan(right), axis=1)
     with np.errstate(invalid="ignore"):
         result = np.where(total + signed > 0, np.inf, 0.0) + np.where(total > signed, -np.inf, 0.0)
         if init is not None:

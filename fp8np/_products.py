@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -27,7 +28,8 @@ __all__ = [
     "pair_of",
     "product",
     "scaled",
-    "spread",
+    "transposed",
+    "whole_of",
 ]
 
 ACCUMULATE = ("fp32", "exact")
@@ -119,9 +121,17 @@ def _batched(codes: Codes, batch: tuple[int, ...]) -> Codes:
     return np.broadcast_to(codes, (*batch, *last)).reshape(math.prod(batch), *last)
 
 
+def whole_of(name: str, key: str, value: Any, least: int = 1) -> int:
+    """A whole number."""
+    if not isinstance(value, int | np.integer) or value < least:
+        raise ShapeError(f"{name}: expected {key} to be a whole number >= {least}, got {value!r}")
+    return int(value)
+
+
 def pair_of(name: str, key: str, value: Any, least: int = 1) -> Pair:
     """One whole number for both axes, or one each."""
-    values = (value, value) if isinstance(value, int | np.integer) else tuple(value)
+    values = value if isinstance(value, Iterable) else (value, value)
+    values = tuple(values)
     if len(values) != 2 or not all(isinstance(v, int | np.integer) and v >= least for v in values):
         raise ShapeError(f"{name}: expected {key} to be a whole number >= {least} or a pair of them, got {value!r}")
     return int(values[0]), int(values[1])
@@ -138,24 +148,13 @@ def pads_of(name: str, padding: Any, kernel: Pair, stride: Pair, dilation: Pair)
         return (totals[0] // 2, totals[0] - totals[0] // 2), (totals[1] // 2, totals[1] - totals[1] // 2)
     if isinstance(padding, str):
         raise ShapeError(f"{name}: unknown padding {padding!r}; expected numbers, 'same' or 'valid'")
-    if isinstance(padding, int | np.integer) or all(isinstance(p, int | np.integer) for p in padding):
-        vertical, horizontal = pair_of(name, "padding", padding, least=0)
-        return (vertical, vertical), (horizontal, horizontal)
-    if len(padding) != 2:
-        raise ShapeError(f"{name}: expected padding as ((top, bottom), (left, right)), got {padding!r}")
-    return pair_of(name, "padding", padding[0], least=0), pair_of(name, "padding", padding[1], least=0)
-
-
-def spread(name: str, x: QTensor, stride: Pair) -> QTensor:
-    """x (B, C, H, W) with ``stride - 1`` zeros between neighbours."""
-    if stride == (1, 1):
-        return x
-    _check_zero(name, x, f"stride {stride} puts zeros between the values of x")
-    B, C, H, W = x.shape
-    # The code of +0 is 0 in every format that has one.
-    codes = np.zeros((B, C, max(0, (H - 1) * stride[0] + 1), max(0, (W - 1) * stride[1] + 1)), np.uint8)
-    codes[:, :, :: stride[0], :: stride[1]] = x.codes
-    return QTensor(codes, x.format, x.scale)
+    sides = tuple(padding) if isinstance(padding, Iterable) else (padding, padding)
+    if all(isinstance(side, Iterable) for side in sides):
+        if len(sides) != 2:
+            raise ShapeError(f"{name}: expected padding as ((top, bottom), (left, right)), got {padding!r}")
+        return pair_of(name, "padding", sides[0], least=0), pair_of(name, "padding", sides[1], least=0)
+    vertical, horizontal = pair_of(name, "padding", padding, least=0)
+    return (vertical, vertical), (horizontal, horizontal)
 
 
 def _check_zero(name: str, x: QTensor, why: str) -> None:
@@ -168,7 +167,8 @@ def convolve(
 ) -> Floats:
     """f32 (B, O, Ho, Wo), scales and bias applied. Negative padding crops. x (B, C, H, W), w (O, C/G, kh, kw)."""
     (B, C, H, W), (O, per_group, kh, kw) = x.shape, w.shape  # noqa: E741 - the alphabet
-    if groups < 1 or per_group * groups != C or O % groups or not kh or not kw:
+    groups = whole_of(name, "groups", groups)
+    if per_group * groups != C or O % groups or not kh or not kw:
         raise ShapeError(
             f"{name}: expected x (B, C, H, W) and w (O, C/G, kh, kw), G = {groups} dividing O, and a kernel that is not empty; "
             f"got x {x.shape} and w {w.shape}"
@@ -206,6 +206,55 @@ def convolve(
         with np.errstate(over="ignore", invalid="ignore"):
             out += shift[:, None, None]
     return out
+
+
+def transposed(
+    name: str,
+    x: QTensor,
+    w: QTensor,
+    bias: Any,
+    stride: Pair,
+    removed: Pads,
+    extra: Pair,
+    dilation: Pair,
+    groups: int,
+    accumulate: str,
+) -> Floats:
+    """f32 (B, O, Ho, Wo), scales and bias applied. x (B, C, H, W), w (C, O/G, kh, kw).
+
+    The same as a convolution of x, with zeros between its values, by the filters turned round, their channels exchanged.
+    """
+    if any(e >= max(s, d) for e, s, d in zip(extra, stride, dilation, strict=True)):
+        raise ShapeError(f"{name}: expected output_padding less than stride {stride} or dilation {dilation}, got {extra}")
+    groups = whole_of(name, "groups", groups)
+    C, per_group, kh, kw = w.shape
+    if x.shape[1] != C or C % groups:
+        raise ShapeError(
+            f"{name}: expected x (B, C, H, W) and w (C, O/G, kh, kw), G = {groups} dividing C; got x {x.shape} and w {w.shape}"
+        )
+    check_scale(name, "w", w, (0, 2, 3), "axis=1 (output channels)")
+    codes = w.codes.reshape(groups, C // groups, per_group, kh, kw).swapaxes(1, 2)[..., ::-1, ::-1]
+    scale = w.scale if w.scale.size == 1 else np.tile(w.scale.reshape(-1), groups).reshape(-1, 1, 1, 1)
+    filters = QTensor(codes.reshape(groups * per_group, C // groups, kh, kw), w.format, scale)
+    full = dilation[0] * (kh - 1), dilation[1] * (kw - 1)
+    (top, bottom), (left, right) = removed
+    pads = (full[0] - top, full[0] - bottom + extra[0]), (full[1] - left, full[1] - right + extra[1])
+    x = _spread(name, x, stride)
+    if x.shape[2] + sum(pads[0]) <= full[0] or x.shape[3] + sum(pads[1]) <= full[1]:
+        raise ShapeError(f"{name}: padding {removed} removes all of the result")
+    return convolve(name, x, filters, bias, (1, 1), pads, dilation, groups, accumulate)
+
+
+def _spread(name: str, x: QTensor, stride: Pair) -> QTensor:
+    """x (B, C, H, W) with ``stride - 1`` zeros between neighbours."""
+    if stride == (1, 1):
+        return x
+    _check_zero(name, x, f"stride {stride} puts zeros between the values of x")
+    B, C, H, W = x.shape
+    # The code of +0 is 0 in every format that has one.
+    codes = np.zeros((B, C, max(0, (H - 1) * stride[0] + 1), max(0, (W - 1) * stride[1] + 1)), np.uint8)
+    codes[:, :, :: stride[0], :: stride[1]] = x.codes
+    return QTensor(codes, x.format, x.scale)
 
 
 def _exact_convolution(x: QTensor, w: QTensor, stride: Pair, pads: Pads, dilation: Pair, groups: int, size: Pair) -> Floats:

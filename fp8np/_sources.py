@@ -12,20 +12,21 @@ from fp8np.errors import DTypeError
 __all__ = ["exact_floats", "to_odd"]
 
 
-def exact_floats(x: Any, source: str | None) -> npt.NDArray[Any]:
+def exact_floats(what: str, x: Any, source: str | None = None) -> npt.NDArray[Any]:
     """C-contiguous float32 or float64 of x's shape that rounds to the same codes as x does, in every rounding mode.
 
     Args:
+        what: the caller's name, for messages.
         x: real numbers, as `fp8np.codec.encode` takes them.
         source: None, or "bfloat16" if x is uint16 and holds the bits of bfloat16 numbers.
 
     Raises:
         DTypeError: x is not of real numbers, or not of the bits that `source` says.
     """
-    array = np.asarray(x)
+    array = _array(what, x)
     if source is not None:
         if source != "bfloat16" or array.dtype != np.uint16:
-            raise DTypeError(f"encode: source='bfloat16' takes uint16 bits; got source={source!r} with {array.dtype}")
+            raise DTypeError(f"{what}: expected source='bfloat16' with an x of uint16 bits, got source={source!r} with {array.dtype}")
         return np.asarray(np.left_shift(array, 16, dtype=np.uint32, order="C")).view(np.float32)
     dtype = array.dtype
     if dtype == np.float32:
@@ -41,7 +42,17 @@ def exact_floats(x: Any, source: str | None) -> npt.NDArray[Any]:
     if dtype.name.startswith(("float", "bfloat", "int", "uint")):
         with np.errstate(invalid="ignore"):  # a signalling NaN
             return array.astype(np.float32, order="C")
-    raise DTypeError(f"encode: expected real numbers, got an array of {dtype}")
+    got = f"Python objects ({type(x).__name__})" if dtype.kind == "O" else f"an array of {dtype}"
+    raise DTypeError(f"{what}: expected real numbers, got {got}")
+
+
+def _array(what: str, x: Any) -> npt.NDArray[Any]:
+    try:
+        return np.asarray(x)
+    except (TypeError, ValueError, RuntimeError) as error:  # a ragged list; a torch tensor of a type that NumPy lacks
+        bits = ". Its bits will do: encode(x.view(torch.uint16), ..., source='bfloat16')"
+        hint = bits if str(getattr(x, "dtype", "")) == "torch.bfloat16" else ""
+        raise DTypeError(f"{what}: cannot make an array of x: {error}{hint}") from None
 
 
 def _integers_to_odd(array: npt.NDArray[Any]) -> npt.NDArray[np.float64]:

@@ -11,7 +11,7 @@ import numpy as np
 from fp8np.check import check, infer
 from fp8np.dims import Size, parse
 from fp8np.errors import GraphError
-from fp8np.graph import Attr, Constant, Graph, Node, Structure, Value, constant_value, pruned
+from fp8np.graph import Attr, Constant, Graph, Names, Node, Structure, Value, constant_value, pruned
 from fp8np.layers._op import OPS
 from fp8np.tensor import QTensor
 
@@ -38,11 +38,11 @@ class GraphBuilder:
         self._nodes: list[Node] = []
         self._values: dict[str, Value] = {}
         self._facts: dict[str, Value] = {}
-        self._names: set[str] = set()
+        self._names = Names()
 
     def input(self, name: str, shape: tuple[Size | str, ...], dtype: str) -> str:
         """Declares an input; a str in `shape` is a symbolic size. Returns its name."""
-        value = Value(self._fresh(name), tuple(parse(s) if isinstance(s, str) else s for s in shape), dtype)
+        value = Value(self._names.fresh(name), tuple(parse(s) if isinstance(s, str) else s for s in shape), dtype)
         self._inputs.append(value)
         self._facts[value.name] = value
         return value.name
@@ -52,7 +52,7 @@ class GraphBuilder:
         if not isinstance(value, QTensor):
             array = np.asarray(value)
             value = array.astype(np.float32, copy=False) if array.dtype.kind == "f" else array
-        name = self._fresh(name)
+        name = self._names.fresh(name)
         self._constants[name] = value
         self._facts[name] = constant_value(name, value)
         return name
@@ -85,9 +85,9 @@ class GraphBuilder:
             raise GraphError(f"{origin or name or op}: unknown op {op!r}")
         node = Node(name or op, op, OPS[op].padded(inputs), (), MappingProxyType(dict(attrs or {})), origin)
         specs = infer(node, self.facts)
-        name = self._fresh(node.name)
+        name = self._names.fresh(node.name)
         several = len(specs) > 1
-        names = tuple(self._fresh(f"{name}.{i}") for i in range(len(specs))) if several else (name,)
+        names = tuple(self._names.fresh(f"{name}.{i}") for i in range(len(specs))) if several else (name,)
         for output, spec in zip(names, specs, strict=True):
             self._values[output] = self._facts[output] = Value(output, spec.shape, spec.dtype)
         self._nodes.append(node.replace(name=name, outputs=names))
@@ -118,11 +118,3 @@ class GraphBuilder:
             MappingProxyType(dict(meta or {})),
         )
         return check(pruned(graph))
-
-    def _fresh(self, name: str) -> str:
-        unique, i = name, 0
-        while unique in self._names:
-            i += 1
-            unique = f"{name}_{i}"
-        self._names.add(unique)
-        return unique

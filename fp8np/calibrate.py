@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fp8np.data import Batch, Progress
-from fp8np.errors import CalibrationError
+from fp8np.errors import CalibrationError, ExecutionError, InputError
 from fp8np.graph import Graph, Node
 from fp8np.interpret import interpret
 
@@ -109,6 +109,7 @@ def calibrate(
     Raises:
         CalibrationError: there are no batches, a name is unknown, or a named value is always empty or holds NaN or
             infinity; the message says where it comes from.
+        InputError, ExecutionError: a node refused the values of a batch, or failed.
     """
     observers = {name: observer() for name in names}
     producers = {output: node for node in graph.nodes for output in node.outputs}
@@ -127,7 +128,10 @@ def calibrate(
             observers[name].update(array)
             filled.add(name)
 
-        execute(graph, batch.inputs, observe=observe)
+        try:
+            execute(graph, batch.inputs, observe=observe)
+        except (ExecutionError, InputError) as error:
+            raise type(error)(f"calibration, batch {i}: {error}") from error
         done += batch.samples
         if progress is not None:
             progress("calibrating", i + 1, _total(batches, batch, samples))
@@ -145,7 +149,7 @@ def _place(name: str, producers: Mapping[str, Node]) -> str:
     if name not in producers:
         return f"input {name!r}"
     node = producers[name]
-    return f"{name!r}, computed by {node.op} node {node.name!r}" + (f" (from {node.origin})," if node.origin else ",")
+    return f"{name!r}, computed by {node.place},"
 
 
 def _total(batches: Iterable[Batch], batch: Batch, samples: int | None) -> int | None:

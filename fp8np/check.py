@@ -9,12 +9,13 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from reprlib import repr as short
 from typing import Any
 
 from fp8np.dims import Dim, symbols
 from fp8np.errors import Fp8npError, GraphError
 from fp8np.formats import FORMATS
-from fp8np.graph import Graph, Node, Value, constant_value, leaves
+from fp8np.graph import Graph, Node, Value, constant_value, leaves, named_leaves
 from fp8np.layers._op import OPS, Spec
 from fp8np.tensor import QTensor
 
@@ -56,18 +57,24 @@ def infer(node: Node, facts: Callable[[str], Value]) -> tuple[Spec, ...]:
     """Shape and type of a node's outputs, by its op's rule.
 
     Raises:
-        GraphError: the op's rule refuses the inputs or the attributes; the message names the node and its origin.
+        GraphError: the op's rule refuses the inputs or the attributes, or makes of them what is no shape or type; the message
+            names the node and its origin.
     """
     row = OPS[node.op]
-    specs = [None if name is None else Spec(facts(name).shape, facts(name).dtype) for name in row.padded(node.inputs)]
+    inputs = [None if name is None else Spec(facts(name).shape, facts(name).dtype) for name in row.padded(node.inputs)]
     try:
-        result = row.shape(*specs, **row.filled(node.attrs))
+        result = row.shape(*inputs, **row.filled(node.attrs))
     except Fp8npError as error:
         raise GraphError(f"{_place(node)}: {error}") from error
     except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
         # A rule is a pure function of what the graph says: attributes of a wrong kind are the graph's fault.
         raise GraphError(f"{_place(node)}: {node.op} cannot take these inputs and attributes: {error}") from error
-    return result if isinstance(result, tuple) else (result,)
+    specs = result if isinstance(result, tuple) else (result,)
+    for spec in specs:
+        # Rules compute with attributes as they find them: a hostile one can come out as a size.
+        if not _is_type(spec.dtype) or not all(isinstance(size, Dim) or (type(size) is int and 0 <= size < 2**63) for size in spec.shape):
+            raise GraphError(f"{_place(node)}: {node.op} cannot take these attributes: it would give {short(spec)}")
+    return specs
 
 
 def _place(node: Node) -> str:
@@ -207,8 +214,10 @@ def _types(graph: Graph) -> Problems:
 def _is_type(name: object) -> bool:
     if not isinstance(name, str):
         return False
+    if name in DTYPES:
+        return True
     match = _FORMAT_NAME.fullmatch(name)
-    return name in DTYPES or (match is not None and match["base"] in FORMATS)
+    return match is not None and match["base"] in FORMATS
 
 
 def _sizes(graph: Graph) -> Problems:
@@ -282,6 +291,13 @@ def _quantized_inputs(graph: Graph) -> Problems:
                 yield f"{_place(node)}: input {row.input_name(i)!r} of {node.op} cannot be FP8, but {name!r} is"
 
 
+def _float_outputs(graph: Graph) -> Problems:
+    facts = _facts(graph)
+    for path, name in named_leaves(graph.outputs):
+        if facts[name].dtype not in DTYPES:
+            yield f"the output {path!r} is {facts[name]}: a model returns arrays, not codes"
+
+
 INVARIANTS: tuple[Invariant, ...] = (
     Invariant("names are unique", _unique_names),
     Invariant("ops are known", _known_ops),
@@ -294,5 +310,6 @@ INVARIANTS: tuple[Invariant, ...] = (
     Invariant("sizes depend on the inputs alone", _sizes),
     Invariant("declared shapes are what the ops give", _shapes),
     Invariant("only quantizable inputs are FP8", _quantized_inputs),
+    Invariant("outputs are not FP8", _float_outputs),
 )
 """Every invariant, in the order in which they are checked."""

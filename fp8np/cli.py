@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator, Sequence
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TextIO, cast
 
 import click
 
@@ -19,18 +20,63 @@ if TYPE_CHECKING:
 
 __all__ = ["main"]
 
-_PATH = click.Path(path_type=Path)
-_EXISTING = click.Path(exists=True, path_type=Path)
+
+class _Target(click.Path):
+    """A file to be written: its folder must be there, so that hours of calibration are not lost at the end."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        path = cast(Path, super().convert(value, param, ctx))
+        if not path.resolve().parent.is_dir():
+            self.fail(f"There is no folder '{path.parent}'.", param, ctx)
+        return path
+
+
+_SOURCE_FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
+_TARGET = _Target(dir_okay=False, writable=True, path_type=Path)
 
 
 class _Group(click.Group):
-    """Turns the errors a user can act on into one line and exit code 1; anything else is a defect and keeps its traceback."""
+    """Turns the errors a user can act on into one message and exit code 1; anything else is a defect and keeps its traceback."""
 
     def invoke(self, ctx: click.Context) -> Any:
-        try:
-            return super().invoke(ctx)
-        except (Fp8npError, FileNotFoundError, IsADirectoryError, PermissionError) as error:
-            raise click.ClickException(str(error)) from error
+        with warnings.catch_warnings():
+            warnings.showwarning = _show_warning
+            try:
+                return super().invoke(ctx)
+            except BrokenPipeError:
+                raise  # whoever read our output has gone, `head` for one; click ends quietly
+            except Fp8npError as error:
+                raise click.ClickException(str(error)) from error
+            except OSError as error:
+                place = f"{error.filename}: " if error.filename is not None else ""
+                raise click.ClickException(f"{place}{error.strerror or error}") from error
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(self.commands)
+
+
+def _show_warning(
+    message: Warning | str, category: type[Warning], filename: str, lineno: int, file: TextIO | None = None, line: str | None = None
+) -> None:
+    click.echo(f"Warning: {message}", err=True)
+
+
+class _Convert(click.Command):
+    """Lists options by what they are about."""
+
+    SECTIONS: Mapping[str, tuple[str, ...]] = {
+        "Reading a PyTorch module": ("module", "key", "example_inputs", "dynamic_axes"),
+        "Reading a BERT folder": ("pooling",),
+        "Quantization": ("recipe", "approach", "ops", "skip", "keep_first_last"),
+        "Calibration": ("calibration", "samples"),
+    }
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        options = {p.name: p.get_help_record(ctx) for p in self.get_params(ctx) if isinstance(p, click.Option)}
+        sections = {title: [options.pop(name) for name in names] for title, names in self.SECTIONS.items()}
+        for title, records in {"Options": list(options.values()), **sections}.items():
+            with formatter.section(title):
+                formatter.write_dl([record for record in records if record is not None])
 
 
 @click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
@@ -39,24 +85,38 @@ def main() -> None:
     """FP8 on any CPU: convert trained models, run them with NumPy, look inside.
 
     \b
-    fp8np convert FOLDER -o model.safetensors --calibration data.npz
-    fp8np run     model.safetensors inputs.npz -o outputs.npz
-    fp8np inspect model.safetensors
+    fp8np convert  FOLDER -o model.safetensors --calibration data.npz
+    fp8np run      model.safetensors inputs.npz -o outputs.npz
+    fp8np inspect  model.safetensors
+    fp8np evaluate model.safetensors --data labelled.npz --metric accuracy
+
+    Exit codes: 0 done, 1 failed, 2 wrong usage.
     """
 
 
-@main.command()
+@main.command(cls=_Convert)
 @click.argument("source")
-@click.option("-o", "--output", type=_PATH, required=True, help="Where the converted model is written (.safetensors).")
+@click.option("-o", "--output", type=_TARGET, required=True, metavar="FILE", help="Where the converted model is written (.safetensors).")
+@click.option("--json", "report_file", type=_TARGET, metavar="FILE", help="Also write the report as JSON.")
 @click.option("--module", metavar="PKG.MOD:FACTORY", help="Function returning the nn.Module that SOURCE's weights belong to.")
 @click.option("--key", metavar="A.B", help="Where the weights are inside the checkpoint, if not found by themselves.")
-@click.option("--example-inputs", type=_EXISTING, metavar="FILE.npz", help="Inputs to trace an nn.Module with, by name.")
-@click.option("--dynamic-axis", "dynamic_axes", multiple=True, metavar="INPUT:AXIS=NAME", help="An axis that may vary, e.g. ids:1=T.")
-@click.option("--pooling", type=click.Choice(["mean"]), help="For a BERT folder: give sentence embeddings instead of hidden states.")
+@click.option("--example-inputs", type=_SOURCE_FILE, metavar="FILE.npz", help="Inputs to trace it with, an array for each by name.")
+@click.option(
+    "--dynamic-axis",
+    "dynamic_axes",
+    multiple=True,
+    metavar="INPUT:AXIS=NAME",
+    help="An axis whose size may vary, e.g. ids:1=T; may be repeated. By default the first axis of each input.",
+)
+@click.option("--pooling", type=click.Choice(["mean"]), help="Add sentence embeddings, the mean of the last hidden states, to the outputs.")
 @click.option("--recipe", default="e4m3", show_default=True, metavar="NAME", help="fp32, e4m3, e3m4 or e5m2.")
-@click.option("--approach", type=click.Choice(["static", "dynamic"]), help="Where activation scales come from; static needs --calibration.")
+@click.option(
+    "--approach",
+    type=click.Choice(["static", "dynamic", "direct"]),
+    help="Where scales come from: calibration, each run, or nowhere (all 1). By default the recipe's.",
+)
 @click.option("--ops", metavar="OP,OP", help="Quantize these op types instead of the recipe's; +OP adds, -OP removes one.")
-@click.option("--skip", multiple=True, metavar="PATTERN", help="Leave nodes of this name alone (* and ? match).")
+@click.option("--skip", multiple=True, metavar="PATTERN", help="Leave nodes of this name alone (* and ? match); may be repeated.")
 @click.option(
     "--keep-first-last",
     type=click.Choice(["auto", "yes", "no"]),
@@ -64,16 +124,27 @@ def main() -> None:
     show_default=True,
     help="Keep the first convolution and the last linear in FP32; auto: in convolutional networks.",
 )
-@click.option("--calibration", metavar="DATA", help="Representative inputs: .npz, .npy, a folder of them, or pkg.mod:factory.")
+@click.option(
+    "--calibration",
+    metavar="DATA",
+    help="Inputs like those the model will see: .npz, .npy, a folder of them, or pkg.mod:factory giving batches. "
+    "Needed where activation scales are static: by e4m3 and e3m4.",
+)
 @click.option("--samples", type=click.IntRange(min=1), default=300, show_default=True, help="How many calibration samples to use.")
-@click.option("--json", "report_file", type=_PATH, metavar="FILE", help="Also write the report as JSON.")
 def convert(source: str, output: Path, report_file: Path | None, **options: Any) -> None:
     """Convert a trained model to FP8.
 
     SOURCE is a Hugging Face BERT folder, a program saved by torch.export (.pt2), a checkpoint (.pt, .pth, .bin,
     .safetensors, .npz) together with --module, or pkg.mod:factory returning an nn.Module that has its weights.
-    Only tracing an nn.Module needs PyTorch.
+    Only tracing an nn.Module needs PyTorch. It ends with a report on each layer.
+
+    \b
+    fp8np convert minilm/ -o minilm.safetensors --calibration sentences.npz
+    fp8np convert net.pt2 -o net.safetensors --calibration images.npz
+    fp8np convert resnet.pt -o resnet.safetensors --module nets:resnet \\
+                  --example-inputs x.npz --calibration images.npz
     """
+    from fp8np._files import replacing
     from fp8np.artifact import save
     from fp8np.ptq.recipe import get_recipe
     from fp8np.ptq.workflow import quantize_model
@@ -91,42 +162,48 @@ def convert(source: str, output: Path, report_file: Path | None, **options: Any)
     )
     with _progress() as progress:
         result = quantize_model(graph, recipe, options["calibration"], samples=options["samples"], progress=progress)
-    save(result.graph, output)
+    with _writing(output):
+        save(result.graph, output)
     console = _console()
     console.print(result.report.table())
     if report_file is not None:
-        _write_json(result.report.as_dict(), report_file)
+        with _writing(report_file), replacing(report_file) as temporary:
+            temporary.write_text(json.dumps(result.report.as_dict(), indent=1) + "\n", encoding="utf-8")
     console.print(f"wrote {output} ({output.stat().st_size:,} bytes)" + (f" and {report_file}" if report_file else ""))
 
 
 @main.command()
-@click.argument("model", type=_EXISTING)
-@click.argument("inputs", type=_EXISTING)
-@click.option("-o", "--output", type=_PATH, metavar="FILE.npz", help="Where the outputs are written; without it they are only described.")
+@click.argument("model", type=_SOURCE_FILE)
+@click.argument("inputs", type=_SOURCE_FILE)
+@click.option("-o", "--output", type=_TARGET, metavar="FILE.npz", help="Where the outputs are written; without it they are only described.")
 @click.option("--threads", type=click.IntRange(min=1), help="Threads that kernels may use.")
 @click.option("--json", "as_json", is_flag=True, help="Describe the outputs as JSON.")
 def run(model: Path, inputs: Path, output: Path | None, threads: int | None, as_json: bool) -> None:
-    """Run a converted MODEL on one batch: INPUTS is an .npz with an array for each input, or an .npy for a single input."""
+    """Run a converted MODEL on a batch.
+
+    INPUTS is an .npz with an array for each input, by name, or an .npy for a model with one input; `fp8np inspect` shows the
+    names, shapes and types.
+    """
     import time
 
-    from fp8np._files import replacing
-    from fp8np.data import read_arrays
+    from fp8np.data import read_arrays, write_arrays
+    from fp8np.graph import named_leaves
+    from fp8np.metrics import plain
 
     loaded = fp8np.load(model)
     arrays = read_arrays(inputs, loaded.inputs)
     start = time.perf_counter()
-    outputs = dict(_named(loaded.run(arrays, threads=threads)))
+    outputs = dict(named_leaves(loaded.run(arrays, threads=threads)))
     seconds = time.perf_counter() - start
     if output is not None:
-        import numpy as np
-
-        with replacing(output) as temporary, temporary.open("wb") as file:
-            np.savez(file, **outputs)
+        with _writing(output):
+            write_arrays(output, outputs)
     facts = {
         name: {"shape": list(a.shape), "dtype": a.dtype.name, "min": _bound(a, "min"), "max": _bound(a, "max")}
         for name, a in outputs.items()
     }
     if as_json:
+        facts = {name: {**fact, "min": plain(fact["min"]), "max": plain(fact["max"])} for name, fact in facts.items()}
         click.echo(json.dumps({"outputs": facts, "seconds": seconds, "written": None if output is None else str(output)}))
         return
     for name, fact in facts.items():
@@ -135,7 +212,7 @@ def run(model: Path, inputs: Path, output: Path | None, threads: int | None, as_
 
 
 @main.command()
-@click.argument("model", type=_EXISTING)
+@click.argument("model", type=_SOURCE_FILE)
 @click.option("--graph", "show_graph", is_flag=True, help="Every node, not only those with weights.")
 @click.option("--json", "as_json", is_flag=True, help="The same facts as JSON.")
 def inspect(model: Path, show_graph: bool, as_json: bool) -> None:
@@ -154,18 +231,33 @@ def inspect(model: Path, show_graph: bool, as_json: bool) -> None:
 
 
 @main.command()
-@click.argument("model", type=_EXISTING)
+@click.argument("model", type=_SOURCE_FILE)
 @click.option(
-    "--data", required=True, metavar="DATA", help="Inputs and labels: .npz with an array 'labels', a folder of them, or pkg.mod:factory."
+    "--data",
+    required=True,
+    metavar="DATA",
+    help="Inputs and labels: .npz with an array 'labels', a folder of them, or pkg.mod:factory giving (inputs, labels).",
 )
-@click.option("--metric", required=True, help="accuracy, spearman, psnr, cosine, eer, or pkg.mod:function(outputs, labels).")
-@click.option("--reference", type=_EXISTING, metavar="MODEL", help="Take another converted model's outputs for labels.")
-@click.option("--output", metavar="NAME", help="Which output counts, where there are several.")
+@click.option(
+    "--metric",
+    required=True,
+    metavar="NAME",
+    help="accuracy, spearman, cosine, psnr, sqnr, eer, or pkg.mod:function taking all outputs and all labels.",
+)
+@click.option("--reference", type=_SOURCE_FILE, metavar="MODEL", help="Another converted model, whose outputs stand in for labels.")
+@click.option("--output", metavar="NAME", help="Which output counts, where there are several: its key or position.")
 @click.option("--threads", type=click.IntRange(min=1), help="Threads that kernels may use.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def evaluate(model: Path, data: str, metric: str, reference: Path | None, output: str | None, threads: int | None, as_json: bool) -> None:
-    """Measure a converted MODEL on data."""
+    """Measure a converted MODEL on data.
+
+    \b
+    fp8np evaluate e4m3.safetensors --data labelled.npz --metric accuracy
+    fp8np evaluate e4m3.safetensors --data inputs.npz --metric cosine \\
+                   --reference fp32.safetensors
+    """
     from fp8np.evaluate import evaluate as measure
+    from fp8np.metrics import plain
 
     with _progress() as progress:
         result = measure(
@@ -178,7 +270,7 @@ def evaluate(model: Path, data: str, metric: str, reference: Path | None, output
             progress=progress,
         )
     if as_json:
-        click.echo(json.dumps({"metric": metric, "value": result.value, "samples": result.samples}))
+        click.echo(json.dumps({"metric": metric, "value": plain(result.value), "samples": result.samples}))
     else:
         click.echo(f"{metric} {result.value:.6g} on {result.samples} samples")
 
@@ -202,27 +294,16 @@ def _dynamic_axes(texts: Sequence[str]) -> dict[str, dict[int, str]] | None:
     return axes or None
 
 
-def _named(structure: Any, name: str = "output") -> Iterator[tuple[str, Any]]:
-    """The arrays of an output structure, each under a name that says where it is."""
-    if isinstance(structure, dict):
-        for key, part in structure.items():
-            yield from _named(part, key if name == "output" else f"{name}.{key}")
-    elif isinstance(structure, list | tuple):
-        for i, part in enumerate(structure):
-            yield from _named(part, f"{name}.{i}")
-    elif structure is not None:
-        yield name, structure
-
-
 def _bound(array: Any, which: str) -> float | None:
     return float(getattr(array, which)()) if array.size else None
 
 
-def _write_json(value: Any, path: Path) -> None:
-    from fp8np._files import replacing
-
-    with replacing(path) as temporary:
-        temporary.write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")
+@contextmanager
+def _writing(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise click.ClickException(f"{path} was not written: {error.strerror or error}") from error
 
 
 def _console() -> Console:

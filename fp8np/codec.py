@@ -17,17 +17,15 @@ from fp8np import reference
 from fp8np._sources import exact_floats, to_odd
 from fp8np.errors import DTypeError, FormatError, PolicyError, ShapeError
 from fp8np.formats import FloatFormat, get_format
-from fp8np.kernels._rule import Rule, conversion_rule
+from fp8np.kernels._rule import conversion_rule
 from fp8np.kernels._table import select
-from fp8np.policy import Policy, nan_code, resolve
-from fp8np.tensor import Codes, Floats, QTensor
+from fp8np.policy import IEEE, SATURATE, Policy, nan_code, resolve
+from fp8np.tensor import Codes, Floats, QTensor, float32_scale
 
 __all__ = ["decode", "decode_table", "dequantize", "encode", "quantize", "scale_for"]
 
 _Array = npt.NDArray[Any]
 
-_SATURATE = Policy()
-_IEEE = Policy("ieee")
 _SMALLEST_SCALE = float(np.finfo(np.float32).smallest_normal)
 _LARGEST_SCALE = float(np.finfo(np.float32).max)
 _NO_RANDOM_BITS = np.empty(0, np.uint32)
@@ -51,9 +49,9 @@ def encode(
         x: float64, float32, float16, bfloat16 (an ml_dtypes array), longdouble, bool, any integers, Python numbers or nested lists;
             any shape, strides and byte order. Nothing is rounded on the way: float64, longdouble and 64-bit integers neither.
         fmt: the format: a name, a dtype, or a `FloatFormat`.
-        overflow: "saturate" (the default), "ieee" or "propagate".
-        rounding: "nearest_even" (the default), "nearest_away", "toward_zero", "up", "down" or "stochastic".
-        nan: "keep_sign" (the default), "all_ones" or "positive". See `fp8np.policy` for the three.
+        overflow: "saturate", "ieee" or "propagate". None means "saturate", or what the preset says.
+        rounding: "nearest_even", "nearest_away", "toward_zero", "up", "down" or "stochastic". None means "nearest_even".
+        nan: "keep_sign", "all_ones" or "positive". None means "keep_sign", or what the preset says. See `fp8np.policy` for the three.
         preset: the conversion of another library or standard, by name (`fp8np.policy.PRESETS`), in place of the three above.
         random_bits: for stochastic rounding: uint8, uint16 or uint32, broadcastable to x; all bits of each are used.
         source: "bfloat16" says that x is uint16 and holds the bits of bfloat16 numbers.
@@ -77,7 +75,7 @@ def encode(
     """
     f = get_format(fmt)
     policy = resolve(f, overflow=overflow, rounding=rounding, nan=nan, preset=preset)
-    values = exact_floats(x, source)
+    values = exact_floats("encode", x, source)
     random, width = _checked_random_bits(random_bits, policy, values.shape)
     _check_out("encode", out, values.shape, np.dtype(np.uint8))
     codes = _buffer(out, values, np.dtype(np.uint8))
@@ -107,13 +105,11 @@ def decode(codes: Any, fmt: Any, *, dtype: Any = np.float32, out: Any = None) ->
     """
     f = get_format(fmt)
     array = _checked_codes(codes, f)
-    wanted = np.dtype(dtype)
-    if wanted not in (np.float32, np.float64, np.float16) and wanted.name != "bfloat16":
-        raise DTypeError(f"decode: expected float32, float64, float16 or bfloat16, got {wanted}")
+    wanted = _float_type("decode", dtype)
     _check_out("decode", out, array.shape, wanted)
     values = _buffer(out, array, wanted)
     if wanted == np.float32 and f.signed:
-        select("decode_f32", f)(array.reshape(-1), _decode_rule(f), values.reshape(-1))
+        select("decode_f32", f)(array.reshape(-1), conversion_rule(f, IEEE), values.reshape(-1))
     else:
         # mode: indices are bytes, and "raise" would make NumPy go through a copy.
         np.take(_table(f, wanted), array, out=values, mode="clip")
@@ -137,8 +133,11 @@ def scale_for(amax: Any, fmt: Any) -> Floats:
         fmt: the format.
 
     Returns:
-        float32 of amax's shape. 1 where amax is 0, NaN or infinite. Never below 2**-126, since a subnormal scale would lose bits, and
-        never above the largest float32; what is beyond saturates.
+        float32 of amax's shape. 1 where amax is 0, negative, NaN or infinite. Never below 2**-126, since a subnormal scale would
+        lose bits, and never above the largest float32; what is beyond saturates.
+
+    Raises:
+        FormatError: the format is unknown.
 
     >>> scale_for([448.0, 0.0, np.nan, 1e-45], "e4m3fn").tolist() == [1, 1, 1, 2.0**-126]
     True
@@ -180,26 +179,26 @@ def quantize(x: Any, fmt: Any, *, axis: int | None = None, scale: Any = None) ->
     f = get_format(fmt)
     if not f.signed:
         raise FormatError(f"quantize: {f} has no sign and no zero; it is made for scales. Use encode()")
-    values = exact_floats(x, None)
+    values = exact_floats("quantize", x)
     if axis is not None:
-        if not -values.ndim <= axis < values.ndim:
-            raise ShapeError(f"quantize: axis {axis} of an array of shape {values.shape}")
-        axis %= values.ndim
+        if not isinstance(axis, int | np.integer) or not -values.ndim <= axis < values.ndim:
+            raise ShapeError(f"quantize: expected axis to be None or one axis of x of shape {values.shape}, got {axis!r}")
+        axis = int(axis) % values.ndim
     if scale is None:
         scales = scale_for(_amax(values, axis), f)
     else:
         scales, axis = _checked_scales(scale, axis, values.shape)
 
     codes = np.empty(values.shape, np.uint8)
-    quantized = QTensor(codes, f, scales)  # checks the scales, so that the kernels need not
+    quantized = QTensor(codes, f, scales)
     if values.dtype == np.float32 and (axis is not None or scales.size == 1):
         channels = _channels(values.shape, None if scales.size == 1 else axis)
-        rule = conversion_rule(f, _SATURATE)
+        rule = conversion_rule(f, SATURATE)
         select("quantize_f32", f)(values.reshape(channels), scales.reshape(-1), rule, codes.reshape(channels))
     else:
         with np.errstate(over="ignore", under="ignore", invalid="ignore"):
             quotient = np.asarray(values / scales.astype(values.dtype))
-        _encode(quotient, f, _SATURATE, _NO_RANDOM_BITS, 0, codes)
+        _encode(quotient, f, SATURATE, _NO_RANDOM_BITS, 0, codes)
     return quantized
 
 
@@ -211,12 +210,14 @@ def dequantize(q: QTensor, *, dtype: Any = np.float32) -> _Array:
         dtype: float32, float64 (exact), float16, or ml_dtypes.bfloat16.
 
     Raises:
-        DTypeError: dtype is another one.
+        DTypeError: q is not a QTensor, or dtype is another one.
 
     >>> dequantize(quantize([1.0, 0.5, -0.25], "e4m3fn")).tolist()
     [1.0, 0.5, -0.25]
     """
-    wanted = np.dtype(dtype)
+    if not isinstance(q, QTensor):
+        raise DTypeError(f"dequantize: expected a QTensor, got {type(q).__name__}; use decode() for bare codes")
+    wanted = _float_type("dequantize", dtype)
     with np.errstate(over="ignore", under="ignore"):
         if wanted == np.float32:
             values = np.asarray(decode(q.codes, q.format))
@@ -225,8 +226,6 @@ def dequantize(q: QTensor, *, dtype: Any = np.float32) -> _Array:
         product = np.asarray(np.multiply(decode(q.codes, q.format, dtype=np.float64), q.scale, dtype=np.float64))
         if wanted.name == "bfloat16":
             return _delivered(to_odd(product, np.dtype(np.float32)).astype(wanted), None)
-        if wanted not in (np.float64, np.float16):
-            raise DTypeError(f"dequantize: expected float32, float64, float16 or bfloat16, got {wanted}")
         return _delivered(product.astype(wanted, copy=False), None)
 
 
@@ -265,7 +264,21 @@ def _checked_random_bits(bits: Any, policy: Policy, shape: tuple[int, ...]) -> t
     return broadcast.astype(np.uint32).reshape(-1), 8 * array.dtype.itemsize
 
 
+def _float_type(what: str, dtype: Any) -> np.dtype[Any]:
+    try:
+        wanted: np.dtype[Any] = np.dtype(dtype)
+        # None is float64 to NumPy; here it is more likely a mistake.
+        known = dtype is not None and (wanted in (np.float32, np.float64, np.float16) or wanted.name == "bfloat16")
+    except TypeError:  # a name that NumPy does not know, a torch dtype
+        known = False
+    if not known:
+        raise DTypeError(f"{what}: expected dtype to be float32, float64, float16 or ml_dtypes.bfloat16, got {dtype!r}")
+    return wanted
+
+
 def _checked_codes(codes: Any, fmt: FloatFormat) -> Codes:
+    if isinstance(codes, QTensor):
+        raise DTypeError("decode: got a QTensor; use dequantize(), or decode its .codes to leave the scale out")
     array = np.asarray(codes)
     if array.dtype != np.uint8:
         if array.dtype.itemsize != 1 or not array.dtype.name.startswith("float8"):
@@ -304,7 +317,7 @@ def _delivered(buffer: _Array, out: _Array | None) -> _Array:
 
 def _checked_scales(scale: Any, axis: int | None, shape: tuple[int, ...]) -> tuple[Floats, int | None]:
     # The scales with as many axes as x (or none), and the one axis along which they differ (None: there is none, or several).
-    scales = np.asarray(scale, np.float32)
+    scales = float32_scale("quantize", scale)
     if scales.ndim == 1 and axis is not None and len(shape) > 1:
         scales = scales.reshape([-1 if i == axis else 1 for i in range(len(shape))])
     if scales.ndim not in (0, len(shape)) or any(s not in (1, n) for s, n in zip(scales.shape, shape, strict=False)):
@@ -333,10 +346,6 @@ def _amax(values: _Array, axis: int | None) -> _Array:
         return largest.reshape(shape)
     finite = np.where(np.isfinite(channels), np.abs(channels), 0)
     return np.asarray(finite.max(axis=(0, 2), initial=0)).reshape(shape)
-
-
-def _decode_rule(fmt: FloatFormat) -> Rule:
-    return conversion_rule(fmt, _IEEE)
 
 
 @lru_cache(maxsize=256)

@@ -20,9 +20,11 @@ import importlib
 import os
 import re
 import sys
+import traceback
 import zipfile
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,11 +32,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from fp8np.errors import CalibrationError, InputError
+from fp8np._files import replacing
+from fp8np.errors import CalibrationError, Fp8npError, InputError
 from fp8np.graph import Value
 from fp8np.inputs import by_name, declared_arrays
 
-__all__ = ["Batch", "Batches", "Progress", "imported", "load_batches", "read_arrays"]
+__all__ = ["Batch", "Batches", "Progress", "imported", "load_batches", "read_arrays", "read_file", "user_code", "write_arrays"]
 
 Progress = Callable[[str, int, int | None], None]
 """Called after each batch with what is being done, how many batches are done, and of how many (None: not known)."""
@@ -82,10 +85,11 @@ class Batches:
         """The batches, each checked as it comes.
 
         Raises:
-            InputError: a batch does not fit the inputs. CalibrationError: it holds NaN or infinity, or there is none.
+            InputError: a batch does not fit the inputs, or the user's function fails. CalibrationError: a batch holds NaN or
+                infinity, or there is none.
         """
         empty = True
-        for i, item in enumerate(_iterated(self.origin, self._items())):
+        for i, item in enumerate(self._items()):
             empty = False
             place = f"{self.origin}, batch {i}"
             given, label = _split(item, self._inputs)
@@ -153,14 +157,16 @@ def _from_object(origin: str, source: Any, inputs: Sequence[Value] | None) -> Ba
         count = len(source) if isinstance(source, Sequence) else None
         return Batches(origin, lambda: source, inputs, count)
     if callable(source):
-        return Batches(origin, source, inputs, None)
+        return Batches(origin, lambda: _called(origin, source), inputs, None)
     raise CalibrationError(f"{origin}: expected a file, a folder, a factory or an iterable of batches")
 
 
-def _iterated(origin: str, items: Any) -> Iterator[Any]:
-    if not isinstance(items, Iterable):
-        raise CalibrationError(f"{origin}: expected an iterable of batches, got {type(items).__name__}")
-    return iter(items)
+def _called(origin: str, factory: Callable[[], Any]) -> Iterator[Any]:
+    with user_code(origin):
+        items = factory()
+        if not isinstance(items, Iterable):
+            raise CalibrationError(f"{origin}: expected an iterable of batches, got {type(items).__name__}")
+        yield from items
 
 
 def read_arrays(path: Path, inputs: Sequence[Value]) -> dict[str, npt.NDArray[Any]]:
@@ -169,34 +175,72 @@ def read_arrays(path: Path, inputs: Sequence[Value]) -> dict[str, npt.NDArray[An
     Raises:
         InputError: the file is not readable, or holds another number of arrays than the model takes.
     """
+    return by_name(inputs, read_file(path, inputs))
+
+
+def read_file(path: Path, inputs: Sequence[Value] | None = None) -> Any:
+    """The arrays of an npz or npy file: a dict by name, or a tuple where they have no names.
+
+    Raises:
+        InputError: the file is not readable.
+    """
     try:
-        return by_name(inputs, _positional(_read(path), inputs))
+        return _positional(_read(path), inputs)
     except CalibrationError as error:
         raise InputError(str(error)) from error
+
+
+def write_arrays(path: str | os.PathLike[str], arrays: Mapping[str, npt.NDArray[Any]]) -> None:
+    """Writes an npz file, whole or not at all. Unlike `numpy.savez`, it takes arrays of any name, "file" included.
+
+    Raises:
+        OSError: the file cannot be written.
+    """
+    with replacing(path) as temporary, zipfile.ZipFile(temporary, "w") as archive:
+        for name, array in arrays.items():
+            with archive.open(f"{name}.npy", "w", force_zip64=True) as member:
+                np.lib.format.write_array(member, array, allow_pickle=False)
 
 
 def imported(text: str) -> Any:
     """What ``package.module:name`` names, the current directory being searched too.
 
     Raises:
-        InputError: there is no such module or name.
+        InputError: the text is of another form, there is no such module or name, or the module fails.
     """
+    if not _FACTORY.fullmatch(text):
+        raise InputError(f"expected package.module:function, got {text!r}")
     # As `python -m` does it; the command line alone would not find a module beside the user's data.
     if "" not in sys.path and os.getcwd() not in sys.path:  # noqa: PTH109 - sys.path holds str
         sys.path.insert(0, os.getcwd())  # noqa: PTH109
     module_name, _, attribute = text.partition(":")
-    try:
+    with user_code(text):
         found = importlib.import_module(module_name)
+    try:
         for part in attribute.split("."):
             found = getattr(found, part)
-    except (ImportError, AttributeError) as error:
+    except AttributeError as error:
         raise InputError(f"{text}: {error}") from error
     return found
 
 
+@contextmanager
+def user_code(name: str) -> Iterator[None]:
+    """Turns what a user's function or module raises into an `InputError` that says where it failed."""
+    try:
+        yield
+    except Fp8npError:
+        raise
+    except Exception as error:
+        libraries = sys.prefix, sys.base_prefix, "<frozen"
+        frames = [f for f in traceback.extract_tb(error.__traceback__) if not f.filename.startswith((*libraries, __file__))]
+        place = f" at {Path(frames[-1].filename).name}:{frames[-1].lineno}" if frames else ""
+        raise InputError(f"{name} failed{place}: {type(error).__name__}: {error}") from error
+
+
 def _read(path: Path) -> dict[str, npt.NDArray[Any]]:
     if path.suffix not in _SUFFIXES:
-        raise CalibrationError(f"{path}: expected an npz or npy file, a folder of them, or package.module:function")
+        raise CalibrationError(f"{path}: expected an .npz or .npy file")
     try:
         # Opened here: given a path, np.load leaves the file open when it turns out not to be a zip.
         with path.open("rb") as file:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from fp8np.graph import Graph, Node, leaves
+from fp8np.graph import Graph, Node, Value, named_leaves
 from fp8np.layers._op import OPS
 from fp8np.tensor import QTensor
 
@@ -39,7 +39,7 @@ def describe(graph: Graph, file_bytes: int | None = None) -> dict[str, Any]:
         entry["bytes"] += constant.nbytes
     return {
         "inputs": [str(value) for value in graph.inputs],
-        "outputs": [str(graph.facts(name)) for name in leaves(graph.outputs)],
+        "outputs": [str(_renamed(graph.facts(name), path)) for path, name in named_leaves(graph.outputs)],
         "meta": dict(graph.meta),
         "nodes": dict(Counter(node.op for node in graph.nodes).most_common()),
         "weights": {
@@ -51,6 +51,10 @@ def describe(graph: Graph, file_bytes: int | None = None) -> dict[str, Any]:
         "file_bytes": file_bytes,
         "layers": list(_layers(graph)),
     }
+
+
+def _renamed(value: Value, name: str) -> Value:
+    return Value(name, value.shape, value.dtype)
 
 
 def _layers(graph: Graph) -> Iterator[dict[str, Any]]:
@@ -91,35 +95,46 @@ def _activation(name: str | None, producers: dict[str, Node]) -> dict[str, Any] 
 
 def described_table(facts: dict[str, Any]) -> RenderableType:
     """The facts of `describe`, to be printed by rich."""
+    from rich.box import SIMPLE_HEAD
     from rich.console import Group
+    from rich.markup import escape
     from rich.table import Table
 
     weights = facts["weights"]
     summary = Table.grid(padding=(0, 2))
-    summary.add_row("inputs", ", ".join(facts["inputs"]))
-    summary.add_row("outputs", ", ".join(facts["outputs"]))
-    summary.add_row("weights", _weights_line(weights))
+    summary.add_row("inputs", escape("\n".join(facts["inputs"])))
+    summary.add_row("outputs", escape("\n".join(facts["outputs"])))
+    summary.add_row("parameters", _weights_line(weights))
     if facts["file_bytes"] is not None:
         summary.add_row("file", f"{facts['file_bytes']:,} bytes")
     summary.add_row("nodes", ", ".join(f"{op} {n}" for op, n in facts["nodes"].items()))
     for key, value in facts["meta"].items():
-        summary.add_row(key, value)
-    table = Table(title="Layers with weights", title_justify="left")
-    for column in ("layer", "op", "weight", "shape", "weight scale", "activation", "activation scale"):
-        table.add_column(column, overflow="fold")
+        summary.add_row(escape(key), escape(value))
+    table = Table(title="Layers with weights", title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
+    table.add_column("layer", overflow="fold", min_width=16)
+    for heading in ("op", "shape", "weight"):
+        table.add_column(heading, no_wrap=True)
+    for heading in ("weight scales", "activation"):
+        table.add_column(heading)
     for layer in facts["layers"]:
         main = layer["weights"][0]
-        activation = layer["activations"][0] if layer["activations"] else None
         table.add_row(
-            layer["name"],
+            escape(layer["name"]),
             layer["op"],
-            main["format"],
             " x ".join(map(str, main["shape"])),
+            main["format"].removeprefix("float8_"),
             _scale(main),
-            activation["format"] if activation else "",
-            "" if activation is None else "at run time" if activation["scale"] is None else f"{activation['scale']:.4g}",
+            _activation_line(layer["activations"]),
         )
-    return Group(summary, table)
+    return Group(summary, "", table)
+
+
+def _activation_line(activations: list[dict[str, Any]]) -> str:
+    if not activations:
+        return ""
+    first = activations[0]
+    scale = "at run time" if first["scale"] is None else f"{first['scale']:.4g}"
+    return f"{first['format'].removeprefix('float8_')}, scale {scale}"
 
 
 def _weights_line(weights: dict[str, Any]) -> str:
@@ -133,4 +148,4 @@ def _scale(weight: dict[str, Any]) -> str:
         return ""
     low, high = weight["scale_range"]
     count = int(np.prod(weight["scale_shape"]))
-    return f"{low:.4g}" if count == 1 else f"{count} from {low:.4g} to {high:.4g}"
+    return f"{low:.3g}" if count == 1 else f"{count} of {low:.3g} to {high:.3g}"

@@ -8,8 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from fp8np.data import Progress, imported, load_batches
+from fp8np.data import Progress, imported, load_batches, user_code
 from fp8np.errors import InputError
+from fp8np.graph import named_leaves
 from fp8np.metrics import METRICS
 from fp8np.model import Model
 
@@ -44,7 +45,7 @@ def evaluate(
         metric: a name of METRICS, ``pkg.mod:function``, or a function: takes all outputs and all labels, each joined along
             axis 0, gives a number.
         reference: a model whose outputs on the same inputs stand in for labels.
-        output: which output counts, by name or position, where the model has several.
+        output: which output counts, where the model has several: its key or position, "logits", "0", "states.0".
         threads: see `Model.run`.
         progress: called after each batch.
 
@@ -83,25 +84,24 @@ def _metric(metric: str | Metric) -> Metric:
     if metric in METRICS:
         return METRICS[metric]
     if ":" in metric:
-        found: Metric = imported(metric)
-        return found
+        function = imported(metric)
+
+        def measure(outputs: Any, labels: Any) -> float:
+            with user_code(metric):
+                return float(function(outputs, labels))
+
+        return measure
     raise InputError(f"unknown metric {metric!r}; known: {', '.join(METRICS)}, or pkg.mod:function")
 
 
 def _chosen(outputs: Any, name: str | None) -> Any:
-    if isinstance(outputs, dict):
-        if name is None and len(outputs) == 1:
-            return next(iter(outputs.values()))
-        if name in outputs:
-            return outputs[name]
-        raise InputError(f"the model has the outputs {', '.join(outputs)}; choose one, not {name!r}")
-    if isinstance(outputs, tuple | list):
-        if name is None and len(outputs) == 1:
-            return outputs[0]
-        if name is not None and name.isdecimal() and int(name) < len(outputs):
-            return outputs[int(name)]
-        raise InputError(f"the model has {len(outputs)} outputs; choose one by its position, not {name!r}")
-    return outputs
+    named = dict(named_leaves(outputs))
+    if name is None and len(named) == 1:
+        return next(iter(named.values()))
+    if name not in named:
+        asked = "name the one to measure" if name is None else f"got {name!r}"
+        raise InputError(f"output: expected one of {', '.join(named)}; {asked}")
+    return named[name]
 
 
 def _joined(arrays: list[Any]) -> Any:

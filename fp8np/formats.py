@@ -19,6 +19,7 @@ from __future__ import annotations
 import dataclasses
 import enum
 import math
+import operator
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -79,13 +80,17 @@ class FloatFormat:
         return get_format, (self.name,)
 
     def with_bias(self, bias: int) -> FloatFormat:
-        """The same layout with another exponent bias, as Intel Gaudi offers it (2: 3, 7, 11, 15; 3: 0 to 62 for E4M3).
+        """The same layout with another exponent bias, as Intel Gaudi has it (Gaudi 2: E4M3 at 3, 7, 11, 15; Gaudi 3: 0 to 62).
+
+        Raises:
+            FormatError: the format has no sign, or bias is not in 0..127. TypeError: bias is not an integer.
 
         >>> get_format("float8_e4m3").with_bias(11).max
         15.0
         """
         if not self.signed:
             raise FormatError(f"{self.name}: only signed formats take another bias")
+        bias = operator.index(bias)
         if not 0 <= bias <= 127:
             raise FormatError(f"{self.name}: bias must be in 0..127, got {bias}")
         base = FORMATS.get(self.name.split("@")[0], self)
@@ -217,7 +222,7 @@ FORMATS: Mapping[str, FloatFormat] = _rows(
 )
 """Every format by canonical name. The paper's E5M2, E4M3 and E3M4 are float8_e5m2, float8_e4m3fn and float8_e3m4fn."""
 
-_WITH_BIAS = re.compile(r"(?P<base>[a-z0-9_]+)@(?P<bias>\d{1,3})")
+_WITH_BIAS = re.compile(r"(?P<base>[a-z0-9_]+)@(?P<bias>\d+)")
 
 
 def formats() -> tuple[str, ...]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any
@@ -14,7 +14,19 @@ import numpy.typing as npt
 from fp8np.dims import Size
 from fp8np.tensor import QTensor
 
-__all__ = ["Attr", "Constant", "Graph", "Node", "Structure", "Value", "leaves", "map_structure", "pruned"]
+__all__ = [
+    "Attr",
+    "Constant",
+    "Graph",
+    "Names",
+    "Node",
+    "Structure",
+    "Value",
+    "leaves",
+    "map_structure",
+    "named_leaves",
+    "pruned",
+]
 
 Constant = npt.NDArray[Any] | QTensor
 """A weight: float32, integer or bool array, or FP8 codes with their scale."""
@@ -61,6 +73,11 @@ class Node:
     outputs: tuple[str, ...]
     attrs: Mapping[str, Attr] = field(default_factory=lambda: MappingProxyType({}))
     origin: str = ""
+
+    @property
+    def place(self) -> str:
+        """The node, its op and its origin, as messages name them."""
+        return f"node {self.name!r} ({self.op}{self.origin and f', from {self.origin}'})"
 
     def replace(self, **changes: Any) -> Node:
         """The same node with some fields changed."""
@@ -128,6 +145,32 @@ def constant_value(name: str, constant: Constant) -> Value:
     return Value(name, constant.shape, np.dtype(constant.dtype).name)
 
 
+class Names:
+    """Gives out names, each once.
+
+    >>> names = Names(["x"])
+    >>> names.fresh("x"), names.fresh("y"), names.fresh("x")
+    ('x_1', 'y', 'x_2')
+    """
+
+    def __init__(self, taken: Iterable[str] = ()) -> None:
+        self._taken = set(taken)
+
+    @classmethod
+    def beside(cls, graph: Graph) -> Names:
+        """Names that no value, constant or node of the graph has."""
+        return cls([v.name for v in graph.inputs] + [*graph.constants, *graph.values] + [n.name for n in graph.nodes])
+
+    def fresh(self, name: str) -> str:
+        """`name`, or `name` with a number after it."""
+        unique, i = name, 0
+        while unique in self._taken:
+            i += 1
+            unique = f"{name}_{i}"
+        self._taken.add(unique)
+        return unique
+
+
 def pruned(graph: Graph) -> Graph:
     """The graph without the nodes and constants that no output needs. Inputs stay: they are the model's signature."""
     needed = set(leaves(graph.outputs))
@@ -155,6 +198,20 @@ def leaves(structure: Structure) -> Iterator[Any]:
             yield from leaves(part)
     elif structure is not None:
         yield structure
+
+
+def named_leaves(structure: Structure, path: str = "") -> Iterator[tuple[str, Any]]:
+    """The leaves that are not None, each with where it is: keys and positions with dots between, "output" for one alone.
+
+    >>> list(named_leaves({"logits": "y", "states": ("h", "c")}))
+    [('logits', 'y'), ('states.0', 'h'), ('states.1', 'c')]
+    """
+    if isinstance(structure, dict | list | tuple):
+        parts = structure.items() if isinstance(structure, dict) else enumerate(structure)
+        for key, part in parts:
+            yield from named_leaves(part, f"{path}.{key}" if path else str(key))
+    elif structure is not None:
+        yield path or "output", structure
 
 
 def map_structure(function: Callable[[Any], Any], structure: Structure) -> Structure:

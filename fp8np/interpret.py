@@ -12,12 +12,12 @@ import numpy as np
 
 from fp8np.codec import dequantize
 from fp8np.dims import Dim, evaluate
-from fp8np.errors import InputError
-from fp8np.graph import Graph, map_structure
+from fp8np.errors import ExecutionError, Fp8npError, InputError
+from fp8np.graph import Graph, Node, map_structure
 from fp8np.layers._op import OPS
 from fp8np.tensor import QTensor
 
-__all__ = ["bind_sizes", "evaluated", "interpret"]
+__all__ = ["bind_sizes", "evaluated", "failure", "interpret"]
 
 Observer = Callable[[str, Any], None]
 
@@ -33,6 +33,9 @@ def interpret(graph: Graph, inputs: Mapping[str, Any], *, observe: Observer | No
 
     Returns:
         The outputs, in the graph's own structure.
+
+    Raises:
+        InputError, ExecutionError: a node refused the values it got, or failed; the message names it.
     """
     sizes = bind_sizes(graph, inputs)
     env: dict[str, Any] = {name: _cast(array, dtype) for name, array in inputs.items()}
@@ -42,8 +45,11 @@ def interpret(graph: Graph, inputs: Mapping[str, Any], *, observe: Observer | No
     for node in graph.nodes:
         row = OPS[node.op]
         args = [None if n is None else _cast(env[n] if n in env else graph.constants[n], dtype) for n in node.inputs]
-        with np.errstate(all="ignore"):
-            result = row.define(*args, **evaluated(row.filled(node.attrs), sizes))
+        try:
+            with np.errstate(all="ignore"):
+                result = row.define(*args, **evaluated(row.filled(node.attrs), sizes))
+        except Exception as error:
+            raise failure(node, error) from error
         results = result if isinstance(result, tuple) else (result,)
         for name, value in zip(node.outputs, results, strict=True):
             env[name] = value
@@ -56,6 +62,12 @@ def _cast(value: Any, dtype: Any) -> Any:
     if isinstance(value, QTensor):
         return dequantize(value).astype(dtype, copy=False)
     return value.astype(dtype, copy=False) if value.dtype.kind == "f" else value
+
+
+def failure(node: Node, error: Exception) -> Fp8npError:
+    """What to raise where a node raised `error` while it ran: an error of ours keeps its class."""
+    kind = type(error) if isinstance(error, Fp8npError) else ExecutionError
+    return kind(f"{node.place} failed: {error}")
 
 
 def bind_sizes(graph: Graph, inputs: Mapping[str, Any]) -> dict[str, int]:

@@ -31,7 +31,8 @@ from fp8np._products import (
     pair_of,
     product,
     scaled,
-    spread,
+    transposed,
+    whole_of,
 )
 from fp8np.errors import ShapeError
 from fp8np.tensor import Floats, QTensor
@@ -158,13 +159,14 @@ def conv1d(
     >>> conv1d(x, w, padding=(1, 0))
     array([[[1., 2., 2., 2.]]], dtype=float32)
     """
-    check_operands("conv1d", accumulate, x=x, w=w)
-    check_ndim("conv1d", 3, x=x, w=w)
-    pads: Any = padding if isinstance(padding, str) else ((0, 0), pair_of("conv1d", "padding", padding, least=0))
-    y = conv2d(
-        _flat(x), _flat(w), bias=bias, stride=(1, stride), padding=pads, dilation=(1, dilation), groups=groups, accumulate=accumulate
-    )
-    return y[:, :, 0]
+    name = "conv1d"
+    check_operands(name, accumulate, x=x, w=w)
+    check_ndim(name, 3, x=x, w=w)
+    strides = 1, whole_of(name, "stride", stride)
+    dilations = 1, whole_of(name, "dilation", dilation)
+    pads: Any = padding if isinstance(padding, str) else ((0, 0), pair_of(name, "padding", padding, least=0))
+    pads = pads_of(name, pads, (1, w.shape[2]), strides, dilations)
+    return convolve(name, _flat(x), _flat(w), bias, strides, pads, dilations, groups, accumulate)[:, :, 0]
 
 
 def _flat(q: QTensor) -> QTensor:
@@ -215,25 +217,10 @@ def conv_transpose2d(
     strides = pair_of(name, "stride", stride)
     dilations = pair_of(name, "dilation", dilation)
     extra = pair_of(name, "output_padding", output_padding, least=0)
-    if any(e >= max(s, d) for e, s, d in zip(extra, strides, dilations, strict=True)):
-        raise ShapeError(f"{name}: expected output_padding less than stride {strides} or dilation {dilations}, got {extra}")
     if isinstance(padding, str):
         raise ShapeError(f"{name}: expected numbers for padding, got {padding!r}")
     removed = pads_of(name, padding, (w.shape[2], w.shape[3]), strides, dilations)
-    C, per_group, kh, kw = w.shape
-    if groups < 1 or x.shape[1] != C or C % groups:
-        raise ShapeError(
-            f"{name}: expected x (B, C, H, W) and w (C, O/G, kh, kw), G = {groups} dividing C; got x {x.shape} and w {w.shape}"
-        )
-    check_scale(name, "w", w, (0, 2, 3), "axis=1 (output channels)")
-    # The same as a convolution of x, with zeros between its values, by the filters turned round, their channels exchanged.
-    codes = w.codes.reshape(groups, C // groups, per_group, kh, kw).swapaxes(1, 2)[..., ::-1, ::-1]
-    scale = w.scale if w.scale.size == 1 else np.tile(w.scale.reshape(-1), groups).reshape(-1, 1, 1, 1)
-    filters = QTensor(codes.reshape(groups * per_group, C // groups, kh, kw), w.format, scale)
-    full = dilations[0] * (kh - 1), dilations[1] * (kw - 1)
-    (top, bottom), (left, right) = removed
-    pads = (full[0] - top, full[0] - bottom + extra[0]), (full[1] - left, full[1] - right + extra[1])
-    return convolve(name, spread(name, x, strides), filters, bias, (1, 1), pads, dilations, groups, accumulate)
+    return transposed(name, x, w, bias, strides, removed, extra, dilations, groups, accumulate)
 
 
 def conv_transpose1d(
@@ -256,17 +243,11 @@ def conv_transpose1d(
     >>> conv_transpose1d(x, w, stride=2)
     array([[[1., 1., 3., 2., 2.]]], dtype=float32)
     """
-    check_operands("conv_transpose1d", accumulate, x=x, w=w)
-    check_ndim("conv_transpose1d", 3, x=x, w=w)
-    y = conv_transpose2d(
-        _flat(x),
-        _flat(w),
-        bias=bias,
-        stride=(1, stride),
-        padding=((0, 0), pair_of("conv_transpose1d", "padding", padding, least=0)),
-        output_padding=(0, output_padding),
-        dilation=(1, dilation),
-        groups=groups,
-        accumulate=accumulate,
-    )
-    return y[:, :, 0]
+    name = "conv_transpose1d"
+    check_operands(name, accumulate, x=x, w=w)
+    check_ndim(name, 3, x=x, w=w)
+    strides = 1, whole_of(name, "stride", stride)
+    dilations = 1, whole_of(name, "dilation", dilation)
+    extra = 0, whole_of(name, "output_padding", output_padding, least=0)
+    removed = (0, 0), pair_of(name, "padding", padding, least=0)
+    return transposed(name, _flat(x), _flat(w), bias, strides, removed, extra, dilations, groups, accumulate)[:, :, 0]

@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from fp8np.errors import InputError
 
-__all__ = ["METRICS", "accuracy", "cosine", "decibels", "eer", "psnr", "spearman", "sqnr"]
+__all__ = ["METRICS", "accuracy", "cosine", "decibels", "eer", "plain", "psnr", "spearman", "sqnr"]
 
 
 def accuracy(logits: Any, labels: Any) -> float:
@@ -155,6 +155,15 @@ def decibels(signal: float, noise: float) -> float:
         return float("inf")
     with np.errstate(divide="ignore"):
         return float(10 * (np.log10(signal) - np.log10(noise)))
+
+
+def plain(value: float | None) -> float | str | None:
+    """A figure as JSON can hold it: one that is not finite becomes "inf", "-inf" or "nan".
+
+    >>> plain(1.5), plain(float("inf")), plain(None)
+    (1.5, 'inf', None)
+    """
+    return value if value is None or np.isfinite(value) else str(value)
 
 
 def _pair(name: str, a: Any, b: Any) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:

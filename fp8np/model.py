@@ -27,7 +27,8 @@ class Model:
     """A model that can be run, at any of the sizes its inputs leave open, by any number of threads at a time.
 
     Args:
-        graph: what `load` or a converter gives; checked here.
+        graph: what a converter or a pass gives.
+        checked: whether the graph is known to keep every invariant; otherwise it is checked here.
 
     Raises:
         GraphError: the graph breaks an invariant.
@@ -41,8 +42,8 @@ class Model:
     array([[0., 0., 2.]], dtype=float32)
     """
 
-    def __init__(self, graph: Graph) -> None:
-        self._graph = check(graph)
+    def __init__(self, graph: Graph, *, checked: bool = False) -> None:
+        self._graph = graph if checked else check(graph)
         self._weights = Weights(graph.constants)
         self._plans: OrderedDict[tuple[tuple[int, ...], ...], Plan] = OrderedDict()
         self._lock = threading.Lock()
@@ -104,7 +105,7 @@ def load(path: str | os.PathLike[str]) -> Model:
         ArtifactError: the file is damaged or not a converted model. ArtifactVersionError: it needs a newer fp8np.
         FileNotFoundError: there is no such file.
     """
-    return Model(load_graph(Path(path)))
+    return Model(load_graph(Path(path)), checked=True)
 
 
 def run(model: Model | str | os.PathLike[str], inputs: Any, *, threads: int | None = None) -> Structure:

@@ -16,9 +16,9 @@ import numpy as np
 from fp8np.check import infer
 from fp8np.codec import dequantize
 from fp8np.dims import evaluate
-from fp8np.errors import ExecutionError, Fp8npError, GraphError, InputError
+from fp8np.errors import GraphError, InputError
 from fp8np.graph import Constant, Graph, Node, Structure, Value, constant_value, leaves, map_structure
-from fp8np.interpret import evaluated
+from fp8np.interpret import evaluated, failure
 from fp8np.kernels._table import select
 from fp8np.layers._op import OPS, Call, Op, Spec, Step
 from fp8np.tensor import QTensor
@@ -68,7 +68,7 @@ class Plan:
         """Runs the steps on arrays of the planned shapes.
 
         Raises:
-            ExecutionError: a step failed; the message names its node.
+            InputError, ExecutionError: a step refused the values it got, or failed; the message names its node.
         """
         env = {**self.constants, **inputs}
         # Infinity and NaN are data here, as on the hardware; NumPy's warnings about them would hit users as errors.
@@ -76,12 +76,9 @@ class Plan:
             for step in self.steps:
                 try:
                     result = step.run(*[None if name is None else env[name] for name in step.inputs])
-                except Fp8npError:
-                    raise
                 except Exception as error:
-                    raise ExecutionError(f"{_place(step.node)} failed: {error}") from error
-                node = step.node
-                env.update(zip(node.outputs, result if isinstance(result, tuple) else (result,), strict=True))
+                    raise failure(step.node, error) from error
+                env.update(zip(step.node.outputs, result if isinstance(result, tuple) else (result,), strict=True))
                 for name in step.releases:
                     del env[name]
         return map_structure(lambda name: _owned(env[name], inputs), self.outputs)
@@ -92,11 +89,6 @@ def _owned(array: Any, inputs: Mapping[str, Any]) -> Any:
     # are read-only, and so is every view of them.
     given = not array.flags.writeable or any(np.may_share_memory(array, x) for x in inputs.values())
     return array.copy() if given else array
-
-
-def _place(node: Node) -> str:
-    origin = f", from {node.origin}" if node.origin else ""
-    return f"node {node.name!r} ({node.op}{origin})"
 
 
 def make_plan(graph: Graph, sizes: Mapping[str, int], weights: Weights) -> Plan:
@@ -120,7 +112,7 @@ def make_plan(graph: Graph, sizes: Mapping[str, int], weights: Weights) -> Plan:
         for name, spec in zip(node.outputs, specs, strict=True):
             declared = _concrete(graph.values[name], sizes)
             if declared.shape != spec.shape:
-                raise InputError(f"the model cannot run at {_describe(sizes)}: {_place(node)} gives {spec}, the model expects {declared}")
+                raise InputError(f"the model cannot run at {_describe(sizes)}: {node.place} gives {spec}, the model expects {declared}")
             facts[name] = declared
         step = _bind(row, node, attrs, facts, weights)
         inputs = node.inputs

@@ -34,13 +34,12 @@ from __future__ import annotations
 import difflib
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from functools import lru_cache
 from types import MappingProxyType
 
 from fp8np.errors import PolicyError
 from fp8np.formats import FloatFormat, Specials
 
-__all__ = ["NAN", "OVERFLOW", "PRESETS", "ROUNDING", "Policy", "infinity_magnitude", "nan_code", "resolve"]
+__all__ = ["IEEE", "NAN", "OVERFLOW", "PRESETS", "ROUNDING", "SATURATE", "Policy", "infinity_magnitude", "nan_code", "resolve"]
 
 OVERFLOW = ("saturate", "ieee", "propagate")
 ROUNDING = ("nearest_even", "nearest_away", "toward_zero", "up", "down", "stochastic")
@@ -62,8 +61,8 @@ class Policy:
                 raise PolicyError(f"unknown {name} {value!r}{_hint(value, known)}")
 
 
-_SATURATE = Policy()
-_IEEE = Policy("ieee")
+SATURATE = Policy()
+IEEE = Policy("ieee")
 
 
 def _preset(policy: Policy, *formats: str) -> dict[str, Policy]:
@@ -72,26 +71,25 @@ def _preset(policy: Policy, *formats: str) -> dict[str, Policy]:
 
 _FNUZ = ("e5m2fnuz", "e4m3fnuz")
 _OCP = ("e5m2", "e4m3fn")
-_TORCH = _preset(Policy("ieee", nan="all_ones"), "e5m2") | _preset(_IEEE, *_FNUZ)
+_TORCH = _preset(Policy("ieee", nan="all_ones"), "e5m2") | _preset(IEEE, *_FNUZ)
 
 PRESETS: Mapping[str, Mapping[str, Policy]] = MappingProxyType(
     {
-        "ml_dtypes": _preset(_IEEE, *_OCP, *_FNUZ, "e4m3", "e4m3b11fnuz", "e3m4"),
+        "ml_dtypes": _preset(IEEE, *_OCP, *_FNUZ, "e4m3", "e4m3b11fnuz", "e3m4"),
         # The CPU casts of torch saturate e4m3fn, and only that, since 2.12 (pytorch#178817).
-        "torch": _TORCH | _preset(_SATURATE, "e4m3fn"),
-        "torch<2.12": _TORCH | _preset(_IEEE, "e4m3fn"),
+        "torch": _TORCH | _preset(SATURATE, "e4m3fn"),
+        "torch<2.12": _TORCH | _preset(IEEE, "e4m3fn"),
         "cuda_satfinite": _preset(Policy("saturate", nan="positive"), *_OCP),
         "cuda_nosat": _preset(Policy("ieee", nan="positive"), *_OCP),
-        "ocp_sat": _preset(_SATURATE, *_OCP),
-        "ocp_nonsat": _preset(_IEEE, *_OCP),
-        "onnx_sat": _preset(_SATURATE, *_OCP, *_FNUZ),
-        "onnx_nosat": _preset(_IEEE, *_OCP, *_FNUZ),
+        "ocp_sat": _preset(SATURATE, *_OCP),
+        "ocp_nonsat": _preset(IEEE, *_OCP),
+        "onnx_sat": _preset(SATURATE, *_OCP, *_FNUZ),
+        "onnx_nosat": _preset(IEEE, *_OCP, *_FNUZ),
     }
 )
 """What others do: preset -> canonical format name -> policy. A vendor's row holds the formats that the vendor defines."""
 
 
-@lru_cache(maxsize=256)
 def resolve(
     fmt: FloatFormat,
     *,
@@ -110,10 +108,10 @@ def resolve(
     Policy(overflow='ieee', rounding='nearest_even', nan='all_ones')
     """
     given = {name: value for name, value in (("overflow", overflow), ("rounding", rounding), ("nan", nan)) if value is not None}
-    wanted = Policy(**given)
+    wanted = Policy(**given) if given else SATURATE
     if preset is None:
         return wanted
-    if preset not in PRESETS:
+    if not isinstance(preset, str) or preset not in PRESETS:
         raise PolicyError(f"unknown preset {preset!r}{_hint(preset, tuple(PRESETS))}")
     rows = PRESETS[preset]
     if fmt.name not in rows:

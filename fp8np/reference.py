@@ -15,7 +15,7 @@ import math
 from fractions import Fraction
 
 from fp8np.formats import FloatFormat
-from fp8np.policy import infinity_magnitude, nan_code
+from fp8np.policy import Policy, infinity_magnitude, nan_code
 
 __all__ = ["decode", "encode", "floor_magnitude", "magnitude_value"]
 
@@ -90,12 +90,16 @@ def encode(
         nan: a name of `policy.NAN`.
         random_bits: (R, N), the random integer R of N bits, for stochastic rounding.
 
+    Raises:
+        PolicyError: a policy is unknown.
+
     >>> from fp8np.formats import get_format
     >>> [f"{encode(get_format('e4m3fn'), x):02X}" for x in (1, Fraction(-1, 3), 464, 1e9, float("nan"))]
     ['38', 'AB', '7E', '7E', '7F']
     >>> f"{encode(get_format('e4m3fn'), 465, overflow='ieee'):02X}"
     '7F'
     """
+    Policy(overflow, rounding, nan)  # refuses unknown names
     negative = math.copysign(1, x) < 0 if isinstance(x, float) else x < 0
     if isinstance(x, float) and math.isnan(x):
         return nan_code(fmt, nan, negative)

@@ -10,7 +10,7 @@ import numpy.typing as npt
 from fp8np.errors import DTypeError, FormatError, ScaleError, ShapeError
 from fp8np.formats import FloatFormat, get_format
 
-__all__ = ["Codes", "Floats", "QTensor"]
+__all__ = ["Codes", "Floats", "QTensor", "float32_scale"]
 
 Codes = npt.NDArray[np.uint8]
 Floats = npt.NDArray[np.float32]
@@ -94,10 +94,18 @@ class QTensor:
         return self.transpose()
 
     def transpose(self, *axes: int) -> QTensor:
-        """Axes in another order (reversed by default), a view."""
+        """Axes in another order (reversed by default), a view.
+
+        Raises:
+            ShapeError: axes are not the tensor's, each once.
+        """
         order = axes or tuple(range(self.ndim))[::-1]
+        try:
+            codes = self._codes.transpose(order)
+        except (TypeError, ValueError):
+            raise ShapeError(f"QTensor: expected the axes of shape {self.shape}, each once, got {order}") from None
         scale = self._scale.transpose(order) if self._scale.ndim else self._scale
-        return QTensor(self._codes.transpose(order), self._format, scale)
+        return QTensor(codes, self._format, scale)
 
     def view_ml_dtypes(self) -> npt.NDArray[Any]:
         """The codes as an ml_dtypes array, without a copy; the scale is not applied.
@@ -128,12 +136,27 @@ def _format_of_dtype(dtype: np.dtype[Any]) -> FloatFormat | None:
     return get_format(dtype.name)
 
 
+def float32_scale(what: str, scale: Any) -> Floats:
+    """A number or an array as float32.
+
+    Raises:
+        ScaleError: it is not of numbers, or one of them is not finite and positive as float32.
+    """
+    try:
+        array = np.asarray(scale)
+        with np.errstate(over="ignore", under="ignore", invalid="ignore"):
+            values = None if array.dtype.kind in "OSUcmM" else np.asarray(array, np.float32)
+    except (TypeError, ValueError):
+        values = None
+    if values is None or not (np.isfinite(values).all() and (values > 0).all()):
+        raise ScaleError(f"{what}: expected a scale of finite, positive numbers (as float32), got {scale!r:.80}")
+    return values
+
+
 def _checked_scale(scale: Any, shape: tuple[int, ...]) -> Floats:
-    array = np.asarray(scale, dtype=np.float32)
+    array = float32_scale("QTensor", scale)
     if array.ndim not in (0, len(shape)) or any(s not in (1, n) for s, n in zip(array.shape, shape, strict=False)):
         raise ShapeError(
             f"QTensor: expected a scale of shape () or with {len(shape)} axes, each of length 1 or that of codes {shape}; got {array.shape}"
         )
-    if not (np.isfinite(array).all() and (array > 0).all()):
-        raise ScaleError("QTensor: expected finite and positive scales")
     return array

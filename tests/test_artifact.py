@@ -194,10 +194,9 @@ def test_torch_reads_the_tensors(path: Path) -> None:
 
 def test_names_of_scales_collide_with_no_constant(path: Path) -> None:
     b = GraphBuilder()
-    b.input("x", (1,), "float32")
     q = QTensor(np.zeros((1,), np.uint8), "e5m2", 2.0)
-    names = [b.constant(name, q) for name in ("w", "w_scale", "w_scale_")] + [b.constant("w_scale_scale", np.ones(1, np.float32))]
-    graph = b.finish(tuple(names))
+    weights = {"w": q, "w_scale": q, "w_scale_": q, "w_scale_scale": np.ones(1, np.float32)}
+    graph = b.finish(b.input("x", (1,), "float32")).replace(constants=weights)
     assert scale_names(graph.constants) == {"w": "w_scale__", "w_scale": "w_scale_scale_", "w_scale_": "w_scale__scale"}
     save(graph, path)
     assert plain(load_graph(path).constants["w_scale"]) == plain(q)

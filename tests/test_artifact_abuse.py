@@ -109,16 +109,16 @@ START = 8 + int.from_bytes(GOOD[:8], "little")
 
 BAD: dict[str, tuple[bytes, str]] = {
     # The container.
-    "empty": (b"", "header: expected 0 bytes, the file has 0: not a safetensors file"),
-    "cut in the length": (GOOD[:5], "not a safetensors file, or a truncated one"),
-    "cut in the header": (GOOD[:100], "not a safetensors file, or a truncated one"),
+    "empty": (b"", "not a converted model: expected the length of a header"),
+    "cut in the length": (GOOD[:5], "not a converted model: expected the length of a header"),
+    "cut in the header": (GOOD[:100], "header: expected .* bytes, the file has 92: truncated"),
     "cut in the data": (GOOD[:-1], "data: expected .* bytes, the file has .*: truncated"),
     "no data": (GOOD[:START], "data: expected .* bytes, the file has 0"),
     "something appended": (GOOD + b"\0", "or with something appended"),
     "a zip": (b"PK\x03\x04" + bytes(1000), "`fp8np convert` makes a model of a checkpoint"),
-    "a huge header": ((2**63).to_bytes(8, "little") + GOOD[8:], "header: expected 9223372036854775808 bytes"),
-    "a header of 40 MiB": ((40 << 20).to_bytes(8, "little") + b"[" * (40 << 20), "header: expected a multiple of 8 and at most"),
-    "a header of odd length": (int(START - 8 + 1).to_bytes(8, "little") + GOOD[8:], "header: expected a multiple of 8"),
+    "a huge header": ((2**63).to_bytes(8, "little") + GOOD[8:], "got 9223372036854775808"),
+    "a header of 40 MiB": ((40 << 20).to_bytes(8, "little") + b"[" * (40 << 20), "not a converted model: expected the length of a header"),
+    "a header of odd length": (int(START - 8 + 1).to_bytes(8, "little") + GOOD[8:], "not a converted model: expected the length of a header first, a multiple of 8"),
     "not UTF-8": (join(b"\xff" * 8, b""), "header: not UTF-8 at byte 0"),
     "not JSON": (join(b"{'a': 1}", b""), "header: not JSON"),
     "not an object": (join([1, 2], b""), r"header: expected an object, got \[1, 2\]"),
@@ -233,10 +233,10 @@ BAD: dict[str, tuple[bytes, str]] = {
     "a scale used twice": (in_graph(set_in("constants", "w", "scale", "b")), "constant 'w': scale: the tensor 'b' is used twice"),
     "a scale of another type": (in_graph(lambda g: (g["constants"].pop("mask"), g["constants"]["w"].update(scale="mask"))), "constant 'w': scale: expected a tensor of F32, 'mask' is stored as BOOL"),
     "a scale of another shape": (in_header(set_in("w_scale", "shape", [1, 3])), "constant 'w': QTensor: expected a scale of shape"),
-    "a weight's scale NaN": (data_of("w_scale", f32(1, np.nan, 1)), "constant 'w': QTensor: expected finite and positive scales"),
-    "a weight's scale infinite": (data_of("w_scale", f32(1, np.inf, 1)), "constant 'w': QTensor: expected finite and positive scales"),
-    "a weight's scale negative": (data_of("w_scale", f32(1, -1, 1)), "constant 'w': QTensor: expected finite and positive scales"),
-    "a weight's scale zero": (data_of("w_scale", f32(1, 0, 1)), "constant 'w': QTensor: expected finite and positive scales"),
+    "a weight's scale NaN": (data_of("w_scale", f32(1, np.nan, 1)), "constant 'w': QTensor: expected a scale of finite, positive numbers"),
+    "a weight's scale infinite": (data_of("w_scale", f32(1, np.inf, 1)), "constant 'w': QTensor: expected a scale of finite, positive numbers"),
+    "a weight's scale negative": (data_of("w_scale", f32(1, -1, 1)), "constant 'w': QTensor: expected a scale of finite, positive numbers"),
+    "a weight's scale zero": (data_of("w_scale", f32(1, 0, 1)), "constant 'w': QTensor: expected a scale of finite, positive numbers"),
 }  # fmt: skip
 
 

@@ -68,7 +68,7 @@ def test_values_that_are_not_finite_are_refused_with_their_node(bad: float) -> N
     weight[1] = bad
     graph = _mlp(weight)
     batches = load_batches(np.abs(DATA), inputs=graph.inputs, batch_size=5)
-    with pytest.raises(CalibrationError, match=r"'fc', computed by linear node 'fc' \(from net.fc\), holds NaN or infinity in batch 0"):
+    with pytest.raises(CalibrationError, match=r"'fc', computed by node 'fc' \(linear, from net.fc\), holds NaN or infinity in batch 0"):
         calibrate(graph, batches, ["fc"])
     assert calibrate(graph, batches, ["x"])["x"].samples == 10
 

@@ -158,6 +158,9 @@ BROKEN: dict[str, list[tuple[Callable[[Graph], Graph], str]]] = {
     "only quantizable inputs are FP8": [
         (fp8_into_identity, "node 'flat': input 'x' of identity cannot be FP8, but 'q' is"),
     ],
+    "outputs are not FP8": [
+        (lambda g: g.replace(outputs={"y": "fc", "codes": ["q"]}), "the output 'codes.0' is q: float8_e5m2"),
+    ],
 }  # fmt: skip
 
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import re
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +45,21 @@ def labelled():
 
 def mean_logit(outputs, labels):
     return outputs.mean()
+
+instance = network()
+
+def number():
+    return 3
+
+def broken():
+    raise RuntimeError("no such luck")
+
+def interrupted():
+    import signal
+    import numpy as np
+    yield np.ones((2, 4), np.float32)
+    signal.raise_signal(signal.SIGINT)
+    yield np.ones((2, 4), np.float32)
 """
 
 
@@ -68,6 +86,8 @@ def artifact(workplace: Path) -> Path:
     x = b.input("x", ("B", 4), "float32")
     w = b.constant("fc.weight", RNG.standard_normal((3, 4)))
     graph = b.finish({"logits": b.node("linear", (x, w), name="fc"), "same": x})
+    np.savez("other.npz", y=np.ones((2, 4), np.float32))
+    Path("net.onnx").write_bytes(b"\x08\x08\x12\x07pytorch")
     path = workplace / "model.safetensors"
     save(quantize_model(graph, "e4m3", [np.ones((2, 4), np.float32)]).graph, path)
     return path
@@ -80,9 +100,29 @@ def test_help(command: tuple[str, ...]) -> None:
     assert "Usage: " in result.output
 
 
-@pytest.mark.parametrize("args", [("convert",), ("frobnicate",), ("run", "--threads", "0", ".", "."), ("evaluate", "missing.safetensors")])
-def test_wrong_usage_exits_with_2(args: tuple[str, ...]) -> None:
-    assert invoke(*args).exit_code == 2
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (("convert",), "Missing argument 'SOURCE'"),
+        (("convert", "net.pt"), "Missing option '-o'"),
+        (("convert", "net.pt", "-o", "out.safetensors", "--recipy", "e4m3"), "--recipe"),
+        (("convert", "net.pt", "-o", "no/such/out.safetensors"), "no folder 'no/such'"),
+        (("convert", "net.pt", "-o", "."), "is a directory"),
+        (("convert", "net.pt", "-o", "out.safetensors", "--json", "no/such/report.json"), "no folder 'no/such'"),
+        (("convert", "mynet:network", "-o", "out.safetensors", "--dynamic-axis", "x=1"), "expected INPUT:AXIS=NAME"),
+        (("frobnicate",), "No such command"),
+        (("run", "model.safetensors", "data.npz", "--threads", "0"), "--threads"),
+        (("run", "model.safetensors", "data.npz", "-o", "no/such/out.npz"), "no folder 'no/such'"),
+        (("run", "model.safetensors", "."), "is a directory"),
+        (("run", ".", "data.npz"), "is a directory"),
+        (("run", "model.safetensors", "missing.npz"), "does not exist"),
+        (("evaluate", "missing.safetensors"), "does not exist"),
+    ],
+)
+def test_wrong_usage_exits_with_2(artifact: Path, args: tuple[str, ...], message: str) -> None:
+    result = invoke(*args)
+    assert result.exit_code == 2, result.output
+    assert message in result.output
 
 
 def test_convert_run_inspect_evaluate(workplace: Path) -> None:
@@ -123,6 +163,79 @@ def test_convert_run_inspect_evaluate(workplace: Path) -> None:
     assert "on 24 samples" in invoke("evaluate", "fp32.safetensors", "--data", "mynet:labelled", "--metric", "mynet:mean_logit").output
 
 
+def test_every_output_is_written_under_its_own_name(workplace: Path) -> None:
+    b = GraphBuilder()
+    x = b.input("x", ("B", 2), "float32")
+    y = b.node("mul", (x, None), {"scalar": 2.0})
+    z = b.node("log", (x,))
+    save(b.finish({"file": x, "a": y, "output": {"a": z, "b": (x, [y])}}), "many.safetensors")
+    np.save("x.npy", np.array([[1, -1]], np.float32))
+    result = invoke("run", "many.safetensors", "x.npy", "-o", "out.npz", "--json")
+    facts = json.loads(result.output, parse_constant=pytest.fail)["outputs"]
+    with np.load("out.npz") as got:
+        assert list(facts) == list(got) == ["file", "a", "output.a", "output.b.0", "output.b.1.0"]
+        assert got["a"].tolist() == got["output.b.1.0"].tolist() == [[2, -2]]
+    assert facts["output.a"]["max"] == "nan"
+    assert json.loads(invoke("inspect", "many.safetensors", "--json").output)["outputs"][2] == "output.a: float32[B, 2]"
+
+
+def convert_arguments(workplace: Path, calibration: str) -> tuple[str, ...]:
+    np.savez("example.npz", input=np.zeros((2, 4), np.float32))
+    options = ("--example-inputs", "example.npz", "--calibration", calibration, "--json", "report.json")
+    return ("convert", "mynet:network", "-o", "out.safetensors", *options)
+
+
+def test_ctrl_c_during_calibration_leaves_no_file(workplace: Path) -> None:
+    pytest.importorskip("torch")
+    before = sorted(p.name for p in workplace.iterdir())
+    result = invoke(*convert_arguments(workplace, "mynet:interrupted"))
+    assert result.exit_code == 1, result.output
+    assert "Aborted!" in result.output
+    assert "Traceback" not in result.output
+    assert {p.name for p in workplace.iterdir()} - {*before, "__pycache__"} == {"example.npz"}
+
+
+@pytest.mark.parametrize(
+    ("failure", "message"),
+    [
+        (OSError(errno.ENOSPC, "No space left on device"), "out.safetensors was not written: No space left"),
+        (KeyboardInterrupt(), "Aborted!"),
+    ],
+)
+def test_a_full_disk_or_ctrl_c_while_writing_leaves_the_old_file(
+    workplace: Path, monkeypatch: pytest.MonkeyPatch, failure: BaseException, message: str
+) -> None:
+    pytest.importorskip("torch")
+    Path("out.safetensors").write_bytes(b"old")
+
+    def fail(_: int) -> None:
+        raise failure
+
+    np.savez("good.npz", input=np.ones((4, 4), np.float32))
+    arguments = convert_arguments(workplace, "good.npz")
+    monkeypatch.setattr(os, "fsync", fail)
+    result = invoke(*arguments)
+    assert result.exit_code == 1, result.output
+    assert message in result.output
+    assert Path("out.safetensors").read_bytes() == b"old"
+    assert [p.name for p in workplace.glob("*out*")] == ["out.safetensors"]
+    assert not Path("report.json").exists()
+
+
+def test_warnings_are_one_line_each(workplace: Path) -> None:
+    torch = pytest.importorskip("torch")
+    import mynet
+
+    torch.save({**mynet.network().state_dict(), "extra": torch.zeros(1)}, "net.pt")
+    np.savez("example.npz", input=np.zeros((2, 4), np.float32))
+    arguments = ("convert", "net.pt", "-o", "out.safetensors", "--module", "mynet:network", "--example-inputs", "example.npz")
+    with warnings.catch_warnings():
+        warnings.simplefilter("default")
+        result = invoke(*arguments, "--recipe", "fp32")
+    assert result.exit_code == 0, result.output
+    assert "Warning: net.pt: left out, since Sequential has no such tensors: extra\n" in result.output
+
+
 def test_run_without_output_describes(artifact: Path) -> None:
     np.savez("in.npz", x=np.ones((2, 4), np.float32))
     described = json.loads(invoke("run", artifact, "in.npz", "--json").output)
@@ -133,8 +246,11 @@ def test_run_without_output_describes(artifact: Path) -> None:
 @pytest.mark.parametrize(
     ("args", "message"),
     [
-        (("run", "model.safetensors", "data.npz", "-o", "no/such/folder/out.npz"), "no/such/folder"),
-        (("run", "model.safetensors", "mynet.py"), "mynet.py"),
+        (("run", "model.safetensors", "mynet.py"), "mynet.py: expected an .npz or .npy file"),
+        (("run", "model.safetensors", "other.npz"), "missing x: float32[B, 4]; unknown y; expected x: float32[B, 4]"),
+        (("run", "data.npz", "data.npz"), "data.npz: not a converted model"),
+        (("evaluate", "model.safetensors", "--data", "mynet:broken", "--metric", "accuracy"), "mynet:broken failed at mynet.py:"),
+        (("evaluate", "model.safetensors", "--data", "mynet:labelled", "--metric", "mynet:number", "--output", "logits"), "TypeError"),
         (("inspect", "data.npz"), "data.npz"),
         (("evaluate", "model.safetensors", "--data", "data.npz", "--metric", "accuracy", "--output", "logits"), "no labels"),
         (("evaluate", "model.safetensors", "--data", "mynet:labelled", "--metric", "accuracy"), "logits, same"),
@@ -143,6 +259,13 @@ def test_run_without_output_describes(artifact: Path) -> None:
         (("convert", "nowhere", "-o", "out.safetensors"), "nowhere: no such file"),
         (("convert", "data.npz", "-o", "out.safetensors"), "--module pkg.mod:factory"),
         (("convert", "data.npz", "-o", "out.safetensors", "--recipe", "e4m4"), "did you mean"),
+        (("convert", "data.npz", "-o", "out.safetensors", "--recipe", "E4M3"), "did you mean e4m3"),
+        (("convert", "model.safetensors", "-o", "out.safetensors"), "a converted model, not a checkpoint"),
+        (("convert", "net.onnx", "-o", "out.safetensors"), "an ONNX model"),
+        (("convert", "mynet.py", "-o", "out.safetensors"), "no checkpoint of a known kind"),
+        (("convert", ".", "-o", "out.safetensors"), "expected a Hugging Face folder with a config.json"),
+        (("convert", ".", "-o", "out.safetensors", "--key", "model"), "does not go with --key"),
+        (("convert", "data.npz", "-o", "out.safetensors", "--module", "m:f", "--pooling", "mean"), "does not go with --pooling"),
     ],
 )
 def test_failures_are_one_message_and_exit_with_1(artifact: Path, args: tuple[str, ...], message: str) -> None:
@@ -158,6 +281,14 @@ def test_failures_are_one_message_and_exit_with_1(artifact: Path, args: tuple[st
     [
         (("--module", "mynet:network"), "--example-inputs"),
         (("--module", "mynet:nothing"), "mynet:nothing"),
+        (("--module", "mynet"), "expected package.module:function, got 'mynet'"),
+        (("--module", "nosuch:network"), "No module named 'nosuch'"),
+        (("--module", "mynet:instance"), "expected a function that returns an nn.Module, got a Sequential"),
+        (("--module", "mynet:number"), "it returned a int"),
+        (("--module", "mynet:broken"), "RuntimeError: no such luck"),
+        (("--module", "mynet:network", "--example-inputs", "cut.npz"), "cut.npz: not readable"),
+        (("--module", "mynet:network", "--example-inputs", "data.npz", "--calibration", "none.npz"), "none.npz: no samples"),
+        (("--module", "mynet:network", "--example-inputs", "data.npz", "--calibration", "missing.npz"), "missing.npz: no such file"),
         (("--module", "mynet:network", "--example-inputs", "data.npz"), "calibration"),
         (("--module", "mynet:network", "--example-inputs", "data.npz", "--calibration", "nan.npz"), "expected finite numbers, got nan"),
         (("--module", "mynet:network", "--example-inputs", "data.npz", "--skip", "nosuch*", "--approach", "dynamic"), "nosuch*"),
@@ -171,6 +302,8 @@ def test_conversions_that_cannot_work(workplace: Path, options: tuple[str, ...],
     torch.save(mynet.network().state_dict(), "net.pt")
     np.savez("data.npz", input=np.zeros((2, 4), np.float32))
     np.savez("nan.npz", input=np.full((2, 4), np.nan, np.float32))
+    np.savez("none.npz", input=np.zeros((0, 4), np.float32))
+    Path("cut.npz").write_bytes(Path("data.npz").read_bytes()[:100])
     result = invoke("convert", "net.pt", "-o", "out.safetensors", *options)
     assert result.exit_code == 1, result.output
     assert message in result.output

@@ -171,7 +171,7 @@ def test_files_that_are_not_numpy_data_are_refused(tmp_path: Path) -> None:
         with pytest.raises(CalibrationError, match=f"{name}: not readable"):
             load_batches(tmp_path / name, inputs=X)
     (tmp_path / "data.csv").write_text("1,2")
-    with pytest.raises(CalibrationError, match="expected an npz or npy"):
+    with pytest.raises(CalibrationError, match=r"expected an \.npz or \.npy file"):
         load_batches(tmp_path / "data.csv", inputs=X)
 
 

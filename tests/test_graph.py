@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from types import MappingProxyType
+from typing import Any
 
 import numpy as np
 import pytest
@@ -209,11 +210,11 @@ def test_interpret_evaluates_sizes_and_dequantizes() -> None:
     x = b.input("x", ("B", 2), "float32")
     w = b.constant("w", quantize(np.array([[1.0, 2.0], [-4.0, 0.5]], np.float32), "e4m3fn", scale=0.5))
     y = b.node("reshape", (b.node("linear", (x, w)),), {"shape": (symbol("B") * 2,)})
-    graph = b.finish(y)
-    q = b.node("quantize", (x,), {"format": "float8_e5m2", "scale": 2.0})
-    codes = b.finish(q)
-    assert interpret(graph, {"x": np.array([[1, 1], [2, 0]], np.float32)}).tolist() == [3, -3.5, 2, -8]
-    tensor = interpret(codes, {"x": np.array([[3.0, -8.0]], np.float32)})
+    assert interpret(b.finish(y), {"x": np.array([[1, 1], [2, 0]], np.float32)}).tolist() == [3, -3.5, 2, -8]
+    q = b.node("quantize", (x,), {"format": "float8_e5m2", "scale": 2.0}, name="q")
+    seen: dict[str, Any] = {}
+    interpret(b.finish(b.node("linear", (q, w))), {"x": np.array([[3.0, -8.0]], np.float32)}, observe=seen.__setitem__)
+    tensor = seen["q"]
     assert (tensor.format.name, float(tensor.scale), tensor.codes.tolist()) == ("float8_e5m2", 2.0, [[0x3E, 0xC4]])
 
 

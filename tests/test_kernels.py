@@ -5,6 +5,9 @@ from __future__ import annotations
 import ast
 import importlib
 import itertools
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +16,7 @@ from _products import assert_same_bits, random_codes
 from numba.core.dispatcher import Dispatcher
 
 import fp8np.kernels
-from fp8np.codec import decode_table
+from fp8np.codec import decode, decode_table, encode, quantize
 from fp8np.formats import FORMATS, get_format
 from fp8np.kernels import _threads
 from fp8np.kernels._cpu import Cpu
@@ -23,8 +26,8 @@ from fp8np.kernels._tile import DEPTH, LANES, products_are_exact
 
 FOLDER = Path(fp8np.kernels.__file__).parent
 OPS = sorted({row.op for row in kernels()})
-OPERANDS = {"gemm": 2, "conv2d": 2, "exact_sum": 0}
-# The codec never asks these for a format without a sign.
+# How many formats an op is selected by.
+OPERANDS = {"amax": 0, "conv2d": 2, "decode_f32": 1, "encode_f32": 1, "encode_f64": 1, "exact_sum": 0, "gemm": 2, "quantize_f32": 1}
 SIGNED_ONLY = {"decode_f32", "encode_f32", "quantize_f32"}
 E4M3 = get_format("e4m3fn")
 E5M2 = get_format("e5m2")
@@ -35,10 +38,21 @@ NONE = np.empty(0, np.float32)
 def test_every_op_ends_with_a_row_that_always_fits(name):
     last = [row for row in kernels() if row.op == name][-1]
     assert last.needs is Cpu.ANY
-    formats = [f for f in FORMATS.values() if f.signed or name not in SIGNED_ONLY]
-    for operands in itertools.product(formats, repeat=OPERANDS.get(name, 1)):
-        assert last.takes(*operands)
-        assert select(name, *operands) is not None
+    for operands in itertools.product(FORMATS.values(), repeat=OPERANDS[name]):
+        if name in SIGNED_ONLY and not operands[0].signed:
+            with pytest.raises(LookupError, match=f"no kernel for {name}"):
+                select(name, *operands)
+        else:
+            assert last.takes(*operands)
+            assert callable(select(name, *operands))
+
+
+def test_rows_of_an_op_are_told_apart():
+    assert set(OPERANDS) == set(OPS)
+    for name in OPS:
+        rows = [row for row in kernels() if row.op == name]
+        assert len({(row.function, row.takes, row.needs) for row in rows}) == len(rows)
+        assert all(row.order for row in rows)
 
 
 @pytest.mark.parametrize("name", ["gemm", "conv2d"])
@@ -130,6 +144,24 @@ def test_the_bits_do_not_depend_on_the_number_of_threads(monkeypatch):
                 assert_same_bits(got, expected)
 
 
+def convert(name, writeable):
+    """Sends a float array of every layout through every kernel of the codec."""
+    x = np.random.default_rng(5).standard_normal((6, 4, 10))
+    single = x.astype(np.float32)
+    x.flags.writeable = single.flags.writeable = writeable
+    for axis in (None, 0, 1, 2):
+        q = quantize(single, name, axis=axis)
+        results = [q.codes, encode(single[..., 0], name), encode(single[0, 0, 0], name)]
+        q.codes.flags.writeable = writeable
+        results += [encode(x, name, rounding=rounding) for rounding in ("nearest_even", "down")]
+        for dtype in (np.uint8, np.uint32):
+            bits = np.full(x.shape, 77, dtype)
+            bits.flags.writeable = writeable
+            results.append(encode(x, name, rounding="stochastic", random_bits=bits))
+        for found in results:
+            decode(found, name)
+
+
 def test_one_signature_for_every_core():
     writable, frozen = codes((2, 5, 9)), codes((2, 7, 9), 1, E5M2)
     frozen.flags.writeable = False
@@ -142,15 +174,54 @@ def test_one_signature_for_every_core():
         conv2d(picture, filters, (4, 4))
         conv2d(picture, np.ascontiguousarray(filters[:, :1]), (4, 4), groups=4, bias=np.ones(4, np.float32))
     list(varied_results())
+    for flag in (True, False):
+        for name in ("e4m3fn", "e5m2", "e4m3fnuz"):
+            convert(name, flag)
     cores = {}
-    for name in ("_tile", "gemm", "conv", "exact"):
+    for name in ["_tile", *(path.stem for path in FOLDER.glob("[!_]*.py"))]:
         module = importlib.import_module(f"fp8np.kernels.{name}")
         cores |= {f"{name}.{key}": value for key, value in vars(module).items() if isinstance(value, Dispatcher)}
     compiled = {name: core.signatures for name, core in cores.items()}
     # A core that came from the disk cache brings its callees along without compiling them.
     assert {name: found for name, found in compiled.items() if len(found) > 1} == {}
-    for name in ("gemm._panels", "gemm._thin", "conv._panels", "conv._depthwise", "exact._exact_sum"):
-        assert len(compiled[name]) == 1
+    # A row's entry calls these; the other cores are inlined into them.
+    called = {"gemm._panels", "gemm._thin", "conv._panels", "conv._depthwise", "exact._exact_sum"}
+    called |= {f"codec._{name}" for name in ("encode_f32", "encode_f64", "encode_f64_stochastic", "decode_f32")}
+    called |= {f"codec._{name}" for name in ("quantize_rows", "quantize_columns", "amax_rows", "amax_columns")}
+    assert {name for name in called if len(compiled[name]) != 1} == set()
+
+
+PURE = """
+import hashlib, numpy as np, fp8np
+results, rng = [], np.random.default_rng(6)
+x = np.concatenate([rng.standard_normal(40) * 10.0 ** rng.integers(-45, 38, 40), [0.0, -0.0, np.inf, -np.inf, np.nan, 5e-324]])
+for name in ("e4m3fn", "e5m2", "e4m3fnuz", "e3m4", "e8m0fnu"):
+    for rounding in ("nearest_even", "nearest_away", "toward_zero", "up", "down"):
+        codes = fp8np.encode(x, name, rounding=rounding)
+        results += [codes, fp8np.decode(codes, name)]
+    results += [fp8np.encode(x, name, rounding="stochastic", random_bits=np.arange(x.size, dtype=np.uint8))]
+    single = x.astype(np.float16).astype(np.float32)
+    results += [fp8np.encode(single, name)]
+for axis in (None, 0, 1, 2):
+    q = fp8np.quantize(single[:40].reshape(4, 5, 2), "e5m2", axis=axis)
+    results += [q.codes, q.scale]
+shapes = (1, 9), (3, 9), (1, 2, 5, 5), (4, 2, 3, 3), (2, 1, 3, 3)
+a = [fp8np.quantize(rng.standard_normal(shape).astype(np.float32), "e4m3fn") for shape in shapes]
+for accumulate in ("fp32", "exact"):
+    results += [fp8np.matmul(a[0], a[1].T, accumulate=accumulate), fp8np.matmul(a[1], a[1].T, accumulate=accumulate)]
+    results += [fp8np.conv2d(a[2], a[3], accumulate=accumulate), fp8np.conv2d(a[2], a[4], groups=2, padding=1, accumulate=accumulate)]
+print([hashlib.sha256(np.nan_to_num(r).tobytes()).hexdigest() for r in results])
+"""
+
+
+def test_kernels_give_the_same_bits_uncompiled():
+    # With NUMBA_DISABLE_JIT=1, for debuggers and coverage, the cores run as the plain Python that they are.
+    def run(**variables):
+        environment = {**os.environ, "PYTHONPATH": str(FOLDER.parents[1]), **variables}
+        command = [sys.executable, "-W", "error", "-W", "ignore:overflow encountered in cast", "-c", PURE]
+        return subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout
+
+    assert run(NUMBA_DISABLE_JIT="1") == run()
 
 
 @pytest.mark.parametrize("M", [1, 2, 3, 6])

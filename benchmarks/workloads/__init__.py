@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,7 +10,10 @@ from typing import Any
 
 from fp8np.graph import Graph
 
-__all__ = ["Workload"]
+__all__ = ["Workload", "need"]
+
+# The networks and data loading that examples/ already shows are not written twice.
+sys.path.insert(0, str(Path(__file__).parents[2] / "examples"))
 
 
 @dataclass(frozen=True)

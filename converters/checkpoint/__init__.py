@@ -43,6 +43,7 @@ _MISTAKEN: tuple[tuple[int, bytes, str], ...] = (
     (0, b"GGUF", "a GGUF file; convert the original safetensors or torch checkpoint instead"),
     (0, b"\x89HDF", "an HDF5 (Keras) file; save the weights with numpy.savez instead"),
     (0, b"\x93NUMPY", "a single NumPy array without a name; save it with numpy.savez instead"),
+    *((0, bytes([8, version, 18]), "an ONNX model, which is not read; convert the PyTorch model") for version in range(1, 32)),
     (257, b"ustar", "a tar file, as torch wrote before version 0.1.10; load it with torch and save it again"),
 )
 

@@ -15,6 +15,7 @@ import mmap
 from pathlib import Path
 from typing import Any
 
+from fp8np.artifact import KEY
 from fp8np.errors import CheckpointError
 
 from ._tensors import BY_SAFETENSORS_NAME, as_array, checked_shape, wrap
@@ -39,7 +40,9 @@ def read_safetensors(data: mmap.mmap) -> dict[str, Any]:
     if 8 + length > len(data):
         raise CheckpointError(f"the header is declared as {length} bytes, but the file ends before; is the download complete?")
     header = parse_json(data[8 : 8 + length], "the header")
-    header.pop("__metadata__", None)
+    metadata = header.pop("__metadata__", None)
+    if isinstance(metadata, dict) and KEY in metadata:
+        raise CheckpointError("this is a converted model, not a checkpoint; `fp8np run` runs it, `fp8np inspect` shows what is in it")
     body = memoryview(data)[8 + length :]
 
     tensors: dict[str, Any] = {}

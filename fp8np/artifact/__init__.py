@@ -31,7 +31,7 @@ from fp8np.errors import ArtifactError, ArtifactVersionError, Fp8npError
 from fp8np.graph import Graph
 from fp8np.tensor import QTensor
 
-__all__ = ["load_graph", "save"]
+__all__ = ["KEY", "load_graph", "save"]
 
 
 def save(graph: Graph, path: str | os.PathLike[str]) -> None:

@@ -129,13 +129,13 @@ def _read_header(file: BinaryIO, size: int) -> tuple[dict[str, Any], int]:
     prefix = file.read(8)
     length = int.from_bytes(prefix, "little")
     start = 8 + length
-    if len(prefix) < 8 or start > size:
+    if len(prefix) < 8 or length > _MAX_HEADER or length % 8:
         raise ArtifactError(
-            f"header: expected {length} bytes, the file has {max(size - 8, 0)}: not a safetensors file, or a truncated one; "
+            f"not a converted model: expected the length of a header first, a multiple of 8 and at most {_MAX_HEADER}, got {length}; "
             "`fp8np convert` makes a model of a checkpoint"
         )
-    if length > _MAX_HEADER or length % 8:
-        raise ArtifactError(f"header: expected a multiple of 8 and at most {_MAX_HEADER} bytes, got {length}")
+    if start > size:
+        raise ArtifactError(f"header: expected {length} bytes, the file has {size - 8}: truncated")
     try:
         text = file.read(length).decode()
     except UnicodeDecodeError as error:

@@ -79,7 +79,8 @@ def _prepared_directory() -> Path | None:
     base = cache_dir()
     if base is None:
         return None
-    directory = base / f"kernels-{_fingerprint()}"
+    # Numba looks into it again at each first call, and the working directory may have changed by then.
+    directory = base.absolute() / f"kernels-{_fingerprint()}"
     try:
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         problem = _problem(directory)
@@ -97,7 +98,8 @@ def _prepared_directory() -> Path | None:
 
 
 def _problem(directory: Path) -> str | None:
-    # The cache is unpickled when it is read: in a directory that others may write, it would be a way to run their code.
+    # The cache is unpickled when it is read: in a directory that others may write, or may exchange for another, it would be a
+    # way to run their code. (In a sticky directory such as /tmp nobody renames what belongs to others.)
     if not os.access(directory, os.W_OK | os.X_OK):
         return "not writable"
     if hasattr(os, "getuid"):
@@ -106,6 +108,10 @@ def _problem(directory: Path) -> str | None:
             return "owned by another user"
         if info.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
             return "writable by other users"
+        for parent in directory.resolve().parents:
+            mode = parent.stat().st_mode
+            if mode & stat.S_IWOTH and not mode & stat.S_ISVTX:
+                return f"{parent} is writable by other users"
     return None
 
 

@@ -13,6 +13,8 @@ import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextvars import ContextVar
+from numbers import Integral
+from typing import Any
 
 from fp8np._settings import default_threads
 from fp8np.errors import PolicyError
@@ -63,10 +65,10 @@ def threads(n: int | None) -> Iterator[None]:
         _override.reset(token)
 
 
-def _checked(n: int) -> int:
-    if not isinstance(n, int) or isinstance(n, bool) or n < 1:
+def _checked(n: Any) -> int:
+    if isinstance(n, bool) or not isinstance(n, Integral) or n < 1:
         raise PolicyError(f"threads: expected a positive integer, got {n!r}")
-    return n
+    return int(n)
 
 
 def _executor(workers: int) -> ThreadPoolExecutor:

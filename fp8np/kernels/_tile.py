@@ -25,15 +25,12 @@ import math
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from fp8np.formats import FloatFormat
+from fp8np.kernels._arrays import Codes, Floats
 from fp8np.kernels._jit import exact, fused
 
-__all__ = ["DEPTH", "LANES", "ORDER", "ROWS", "accumulate", "load_rows", "padded", "products_are_exact", "read_only", "store_rows"]
-
-Codes = npt.NDArray[np.uint8]
-Floats = npt.NDArray[np.float32]
+__all__ = ["DEPTH", "LANES", "ORDER", "ROWS", "accumulate", "load_rows", "padded", "products_are_exact", "store_rows"]
 
 ROWS = 4
 """Rows of a tile."""
@@ -43,14 +40,6 @@ DEPTH = 256
 """Terms that a panel holds."""
 
 ORDER = "k ascending, one float32 rounding a term"
-
-
-def read_only(*arrays: npt.NDArray[Any]) -> Any:
-    """Read-only views. Memory-mapped weights are read-only, and a second kind of argument would be compiled a second time."""
-    views = tuple(array.view() for array in arrays)
-    for view in views:
-        view.flags.writeable = False
-    return views
 
 
 def products_are_exact(*formats: FloatFormat) -> bool:

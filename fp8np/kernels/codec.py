@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from fp8np.kernels import _rule
+from fp8np.kernels._arrays import read_only
 from fp8np.kernels._bits import float32_bits, float32_of
 from fp8np.kernels._jit import exact
 from fp8np.kernels._table import kernel
@@ -92,7 +93,7 @@ def _encode_f32(x: Any, rule: Any, out: Any) -> None:
 
 def encode_f32(x: Any, rule: Any, out: Any) -> None:
     """x f32 (n,) -> out u8 (n,); rounds to nearest even, whatever the rule says. Signed formats."""
-    bits = _read_only(x.view(np.uint32))
+    (bits,) = read_only(x.view(np.uint32))
     parallel_for(lambda start, stop: _encode_f32(bits[start:stop], rule, out[start:stop]), x.size, x.size)
 
 
@@ -126,7 +127,7 @@ def _quantize_columns(x: Any, scale: Any, rule: Any, start: Any, stop: Any, out:
 def quantize_f32(x: Any, scale: Any, rule: Any, out: Any) -> None:
     """x f32 (outer, C, inner), scale f32 (C,) -> out u8 (outer, C, inner), the codes of x / scale. Signed formats."""
     outer, channels, inner = x.shape
-    x, scale = _read_only(x), _read_only(scale)
+    x, scale = read_only(x, scale)
     if inner == 1 and channels > 1:
         x, out = x.reshape(outer, channels), out.reshape(outer, channels)
         parallel_for(lambda start, stop: _quantize_columns(x, scale, rule, start, stop, out), outer, x.size)
@@ -168,7 +169,8 @@ def _amax_columns(x: Any, start: Any, stop: Any, out: Any) -> None:
 def amax(x: Any, out: Any) -> None:
     """x f32 (outer, C, inner) -> out f32 (C,), the largest finite magnitude of each channel: NaN and infinities are left out."""
     outer, channels, inner = x.shape
-    bits, largest = _read_only(x.view(np.uint32)), out.view(np.uint32)
+    (bits,) = read_only(x.view(np.uint32))
+    largest = out.view(np.uint32)
     if x.size == 0:
         largest[:] = 0
         return
@@ -290,7 +292,7 @@ def encode_f64(x: Any, rule: Any, random: Any, width: int, out: Any) -> None:
 
     random: u32 (n,), integers below 2**width; read only for stochastic rounding.
     """
-    bits, random = _read_only(x.view(np.int64)), _read_only(random)
+    bits, random = read_only(x.view(np.int64), random)
 
     def run(start: int, stop: int) -> None:
         if rule[_rule.ROUNDING_MODE] == _rule.STOCHASTIC:
@@ -337,15 +339,9 @@ def _decode_f32(codes: Any, rule: Any, out: Any) -> None:
 
 def decode_f32(codes: Any, rule: Any, out: Any) -> None:
     """codes u8 (n,) -> out f32 (n,); a NaN keeps its sign. `rule` has ``overflow="ieee"``. Signed formats."""
-    codes, bits = _read_only(codes), out.view(np.uint32)
+    (codes,) = read_only(codes)
+    bits = out.view(np.uint32)
     parallel_for(lambda start, stop: _decode_f32(codes[start:stop], rule, bits[start:stop]), codes.size, codes.size)
-
-
-def _read_only(array: Any) -> Any:
-    # One Numba signature for writable and memory-mapped arrays alike.
-    view = array.view()
-    view.setflags(write=False)
-    return view
 
 
 kernel("encode_f32", encode_f32, takes=_signed, order="one rounding to nearest even", reproducible=True)

@@ -8,15 +8,12 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
+from fp8np.kernels._arrays import Doubles, Floats, read_only
 from fp8np.kernels._bits import float64_bits, float64_of
 from fp8np.kernels._jit import exact
 from fp8np.kernels._table import kernel
 from fp8np.kernels._threads import parallel_for
-from fp8np.kernels._tile import Floats, read_only
-
-Doubles = npt.NDArray[np.float64]
 
 
 @exact

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from fp8np.kernels._arrays import Codes, Floats, read_only
 from fp8np.kernels._jit import exact, fused
 from fp8np.kernels._table import kernel
 from fp8np.kernels._threads import parallel_for
@@ -16,13 +17,10 @@ from fp8np.kernels._tile import (
     LANES,
     ORDER,
     ROWS,
-    Codes,
-    Floats,
     accumulate,
     load_rows,
     padded,
     products_are_exact,
-    read_only,
     store_rows,
 )
 

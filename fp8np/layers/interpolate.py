@@ -7,6 +7,7 @@ out element i stands at (i + 1/2) * ratio - 1/2 of x, or with align_corners at i
 from __future__ import annotations
 
 import math
+from reprlib import repr as short
 from typing import Any
 
 import numpy as np
@@ -43,6 +44,8 @@ def _targets(x_shape: tuple[Size, ...], size: Any, scale_factor: Any) -> tuple[t
     if size is not None:
         return per_axis("interpolate", "size", size, n), (None,) * n
     factors = per_axis("interpolate", "scale_factor", scale_factor, n)
+    if not all(isinstance(factor, int | float) for factor in factors):
+        raise GraphError(f"interpolate: expected numbers as scale_factor, got {short(scale_factor)}")
     return tuple(_scaled(s, f) for s, f in zip(sizes, factors, strict=True)), factors
 
 

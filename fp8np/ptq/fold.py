@@ -16,9 +16,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from fp8np.graph import Constant, Graph, Node, leaves, pruned
+from fp8np.graph import Constant, Graph, Names, Node, leaves, pruned
 from fp8np.layers._op import OPS
-from fp8np.ptq._names import Names
 
 __all__ = ["fold_batch_norm"]
 
@@ -52,7 +51,7 @@ def fold_batch_norm(graph: Graph) -> Graph:
     layers = {node.outputs[0]: node for node in graph.nodes if node.op in _SCALE}
     readers = graph.consumers()
     kept = set(leaves(graph.outputs))
-    names = Names(graph)
+    names = Names.beside(graph)
     constants: dict[str, Constant] = dict(graph.constants)
     merged: dict[str, Node] = {}
     gone: set[str] = set()

@@ -9,8 +9,7 @@ from typing import cast
 from fp8np.calibrate import Range
 from fp8np.codec import quantize, scale_for
 from fp8np.errors import CalibrationError
-from fp8np.graph import Constant, Graph, Node, Value, leaves
-from fp8np.ptq._names import Names
+from fp8np.graph import Constant, Graph, Names, Node, Value, leaves
 from fp8np.ptq.assign import Decision
 from fp8np.scheme import PerChannel, Scheme
 from fp8np.tensor import Floats, QTensor
@@ -48,7 +47,7 @@ class _Writer:
         self.graph = graph
         self.ranges = ranges
         self.schemes = {decision.node: decision.schemes for decision in decisions}
-        self.names = Names(graph)
+        self.names = Names.beside(graph)
         self.wanted = self._wanted()
         self.nodes: list[Node] = []
         self.values = dict(graph.values)

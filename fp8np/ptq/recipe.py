@@ -157,7 +157,7 @@ def get_recipe(recipe: str | Recipe) -> Recipe:
     if isinstance(recipe, Recipe):
         return recipe
     if recipe not in RECIPES:
-        close = difflib.get_close_matches(recipe, RECIPES, n=2)
+        close = difflib.get_close_matches(str(recipe).lower(), RECIPES, n=2)
         hint = f"did you mean {' or '.join(close)}?" if close else f"known: {', '.join(RECIPES)}"
         raise RecipeError(f"unknown recipe {recipe!r}; {hint}")
     return RECIPES[recipe]

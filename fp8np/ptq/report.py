@@ -13,9 +13,9 @@ import numpy as np
 
 from fp8np.codec import dequantize
 from fp8np.data import Batches, Progress
-from fp8np.graph import Constant, Graph, Node, leaves
+from fp8np.graph import Constant, Graph, Node, named_leaves
 from fp8np.interpret import interpret
-from fp8np.metrics import decibels
+from fp8np.metrics import decibels, plain
 from fp8np.ptq.assign import Decision
 from fp8np.scheme import Scheme
 from fp8np.tensor import QTensor
@@ -56,6 +56,12 @@ class LayerReport:
     bytes_after: int
     reason: str
 
+    @property
+    def how(self) -> str:
+        """Formats and scales in words: "e4m3fn channel 0 x e4m3fn static"."""
+        parts = (self.weights, self.weight_scales), (self.activations, self.activation_scales)
+        return " x ".join(f"{fmt.replace('float8_', '')} {scales}" for fmt, scales in parts if fmt)
+
 
 @dataclass(frozen=True)
 class Report:
@@ -64,7 +70,7 @@ class Report:
     Attributes:
         recipe: its name.
         layers: every node whose op can be quantized, in order.
-        output_sqnr: in dB, for each float output of the model; empty where nothing was run.
+        output_sqnr: in dB, for each float output of the model by its key or position; empty where nothing was run.
         bytes_before, bytes_after: of all constants, each counted once.
         samples: on how many the outputs were compared.
     """
@@ -88,12 +94,12 @@ class Report:
             "layers": [
                 {
                     **dataclasses.asdict(layer),
-                    "weight_sqnr": _plain(layer.weight_sqnr),
-                    "output_sqnr": _plain(layer.output_sqnr),
+                    "weight_sqnr": plain(layer.weight_sqnr),
+                    "output_sqnr": plain(layer.output_sqnr),
                 }
                 for layer in self.layers
             ],
-            "output_sqnr": {name: _plain(value) for name, value in self.output_sqnr.items()},
+            "output_sqnr": {name: plain(value) for name, value in self.output_sqnr.items()},
             "bytes_before": self.bytes_before,
             "bytes_after": self.bytes_after,
             "samples": self.samples,
@@ -101,42 +107,45 @@ class Report:
         }
 
     def table(self) -> Table:
-        """The report as a table for the terminal."""
+        """The report as a table for the terminal, readable from 80 columns on."""
+        from rich.box import SIMPLE_HEAD
         from rich.markup import escape
         from rich.table import Table
 
         title = f"recipe {self.recipe}: {self.quantized} of {len(self.layers)} layers quantized"
-        table = Table(title=escape(title), caption=escape(self._caption()))
-        table.add_column("layer", overflow="fold")
-        for heading in ("op", "weights", "activations"):
-            table.add_column(heading)
-        for heading in ("weight SQNR", "output SQNR", "bytes before", "after"):
-            table.add_column(heading, justify="right")
-        reasons = any(layer.reason for layer in self.layers)
-        if reasons:
-            table.add_column("not quantized because", overflow="fold")
+        table = Table(
+            title=escape(title),
+            caption=escape(self._caption()),
+            title_justify="left",
+            caption_justify="left",
+            box=SIMPLE_HEAD,
+            pad_edge=False,
+        )
+        table.add_column("layer", overflow="fold", min_width=16)
+        table.add_column("op", no_wrap=True)
+        table.add_column("weights x activations, or why not")
+        for heading in ("weight\nSQNR", "output\nSQNR", "size\nbefore", "\nafter"):
+            table.add_column(heading, justify="right", no_wrap=True)
         for layer in self.layers:
             table.add_row(
                 escape(layer.name),
                 layer.op,
-                _with(layer.weights, layer.weight_scales),
-                _with(layer.activations, layer.activation_scales),
+                escape(layer.reason or layer.how),
                 _shown(layer.weight_sqnr),
                 _shown(layer.output_sqnr),
-                f"{layer.bytes_before:,}",
-                f"{layer.bytes_after:,}",
-                *([escape(layer.reason)] if reasons else []),
+                _size(layer.bytes_before),
+                _size(layer.bytes_after),
                 style="dim" if layer.reason else None,
             )
         table.add_section()
-        table.add_row("whole model", "", "", "", "", "", f"{self.bytes_before:,}", f"{self.bytes_after:,}")
+        table.add_row("whole model", "", "", "", "", _size(self.bytes_before), _size(self.bytes_after))
         return table
 
     def _caption(self) -> str:
         if not self.output_sqnr:
             return ""
-        figures = ", ".join(f"{name} {_shown(value)} dB" for name, value in self.output_sqnr.items())
-        return f"SQNR in dB, on {self.samples} samples; outputs of the model: {figures}"
+        figures = ", ".join(f"{name} {_shown(value)}" for name, value in self.output_sqnr.items())
+        return f"SQNR in dB, on {self.samples} samples. The model's outputs: {figures}"
 
 
 def make_report(
@@ -162,14 +171,14 @@ def make_report(
     """
     old = {node.name: node for node in before.nodes}
     new = {node.name: node for node in after.nodes}
-    outputs = [name for name in dict.fromkeys(leaves(before.outputs)) if name in before.values]
-    watched = [old[decision.node].outputs[0] for decision in decisions] + outputs
+    outputs = dict(named_leaves(before.outputs))
+    watched = [old[decision.node].outputs[0] for decision in decisions] + [name for name in outputs.values() if name in before.values]
     noise, samples = ({}, 0) if data is None else _compare(before, after, watched, data, batches, progress)
     layers = tuple(_layer(before, after, old[d.node], new[d.node], d, noise) for d in decisions)
     return Report(
         recipe,
         layers,
-        {name: noise[name].db for name in outputs if name in noise},
+        {path: noise[name].db for path, name in outputs.items() if name in noise},
         sum(c.nbytes for c in before.constants.values()),
         sum(c.nbytes for c in after.constants.values()),
         samples,
@@ -258,15 +267,16 @@ def _joined(words: Iterable[str]) -> str:
     return "/".join(dict.fromkeys(words))
 
 
-def _with(fmt: str, scales: str) -> str:
-    return f"{fmt.removeprefix('float8_')}, {scales}" if fmt else ""
-
-
 def _shown(db: float | None) -> str:
     if db is None:
         return ""
     return "exact" if db == math.inf else f"{db:.1f}"
 
 
-def _plain(db: float | None) -> float | str | None:
-    return db if db is None or math.isfinite(db) else str(db)
+def _size(n: float) -> str:
+    """Bytes in three digits: 46.9 MB."""
+    for unit in ("B", "kB", "MB"):
+        if n < 999.5:
+            return f"{n:.3g} {unit}"
+        n /= 1000
+    return f"{n:.3g} GB"

@@ -81,8 +81,8 @@ def quantize_model(
     if names:
         if batches is None:
             raise CalibrationError(
-                f"recipe {recipe.name!r} takes the scales of {len(names)} activations from data, and none are given: give calibration "
-                "data (npz, npy, a folder of them, or package.module:function), or choose the approach 'dynamic'"
+                f"recipe {recipe.name!r} finds the scales of activations ({len(names)} here) on calibration data, and there are none: give "
+                "some (--calibration: npz, npy, a folder of them, or package.module:function), or choose --approach dynamic"
             )
         ranges = calibrate(folded, batches, names, samples=samples, progress=progress)
     quantized = quantize_graph(folded, recipe, ranges)
