@@ -1,6 +1,6 @@
 """MiniLM through the native BERT reader and through torch.export of transformers' BertModel: do the two converted models agree?
 
-    python benchmarks/agreement.py --shared DIR --models DIR
+python benchmarks/agreement.py --shared DIR --models DIR
 """
 
 from __future__ import annotations
@@ -13,10 +13,9 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from workloads import minilm
-
 from fp8np.model import Model
 from fp8np.ptq.workflow import quantize_model
+from workloads import minilm
 
 
 def main() -> None:
@@ -26,7 +25,8 @@ def main() -> None:
     args = parser.parse_args()
     native, traced = (minilm.workload(args.shared, args.models, export=export) for export in (False, True))
     graphs = [w.graph() for w in (native, traced)]
-    print("| recipe | largest difference of a hidden state | relative to the largest | STS-B test, native | traced |\n|---|---|---|---|---|")
+    print("| recipe | largest difference of a hidden state | relative to the largest | STS-B test, native | traced |")
+    print("|---|---|---|---|---|", flush=True)
     for recipe in ("fp32", "e4m3", "e3m4", "e5m2"):
         models = [Model(quantize_model(graph, recipe, native.calibration(), report_batches=0).graph) for graph in graphs]
         outputs = [[model.run(batch) for batch in native.batches()] for model in models]

@@ -110,11 +110,11 @@ def described_table(facts: dict[str, Any]) -> RenderableType:
     summary.add_row("nodes", ", ".join(f"{op} {n}" for op, n in facts["nodes"].items()))
     for key, value in facts["meta"].items():
         summary.add_row(escape(key), escape(value))
-    table = Table(title="Layers with weights", title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
-    table.add_column("layer", overflow="fold", min_width=16)
+    table = Table(title="Layers with weights", title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    table.add_column("layer", overflow="fold", min_width=12)
     for heading in ("op", "shape", "weight"):
         table.add_column(heading, no_wrap=True)
-    for heading in ("weight scales", "activation"):
+    for heading in ("weight scales", "activation, scale"):
         table.add_column(heading)
     for layer in facts["layers"]:
         main = layer["weights"][0]
@@ -134,7 +134,7 @@ def _activation_line(activations: list[dict[str, Any]]) -> str:
         return ""
     first = activations[0]
     scale = "at run time" if first["scale"] is None else f"{first['scale']:.4g}"
-    return f"{first['format'].removeprefix('float8_')}, scale {scale}"
+    return f"{first['format'].removeprefix('float8_')} {scale}"
 
 
 def _weights_line(weights: dict[str, Any]) -> str:

@@ -119,9 +119,9 @@ class Report:
             title_justify="left",
             caption_justify="left",
             box=SIMPLE_HEAD,
-            pad_edge=False,
+            padding=(0, 1, 0, 0),
         )
-        table.add_column("layer", overflow="fold", min_width=16)
+        table.add_column("layer", overflow="fold", min_width=12)
         table.add_column("op", no_wrap=True)
         table.add_column("weights x activations, or why not")
         for heading in ("weight\nSQNR", "output\nSQNR", "size\nbefore", "\nafter"):
