@@ -37,6 +37,9 @@ def unsupported():
             return torch.special.bessel_j0(x) + torch.linalg.det(x[:, None] * x[:, :, None])[:, None]
     return Odd()
 
+instance = network()
+"""
+DATA = """
 def labelled():
     import numpy as np
     rng = np.random.default_rng(1)
@@ -45,8 +48,6 @@ def labelled():
 
 def mean_logit(outputs, labels):
     return outputs.mean()
-
-instance = network()
 
 def number():
     return 3
@@ -73,10 +74,12 @@ def invoke(*args: Any) -> Result:
 def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A current directory with a user's module, data, and nothing left behind in sys.modules."""
     (tmp_path / "mynet.py").write_text(NETWORK)
+    (tmp_path / "mydata.py").write_text(DATA)
     np.savez(tmp_path / "data.npz", x=RNG.standard_normal((20, 4)).astype(np.float32))
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))
-    monkeypatch.delitem(sys.modules, "mynet", raising=False)
+    for module in ("mynet", "mydata"):
+        monkeypatch.delitem(sys.modules, module, raising=False)
     return tmp_path
 
 
@@ -159,8 +162,8 @@ def test_convert_run_inspect_evaluate(workplace: Path) -> None:
     result = invoke("evaluate", "net.safetensors", "--data", "data.npz", "--metric", "cosine", "--reference", "fp32.safetensors", "--json")
     assert json.loads(result.output)["samples"] == 20
     assert json.loads(result.output)["value"] > 0.99
-    assert "accuracy " in invoke("evaluate", "fp32.safetensors", "--data", "mynet:labelled", "--metric", "accuracy").output
-    assert "on 24 samples" in invoke("evaluate", "fp32.safetensors", "--data", "mynet:labelled", "--metric", "mynet:mean_logit").output
+    assert "accuracy " in invoke("evaluate", "fp32.safetensors", "--data", "mydata:labelled", "--metric", "accuracy").output
+    assert "on 24 samples" in invoke("evaluate", "fp32.safetensors", "--data", "mydata:labelled", "--metric", "mydata:mean_logit").output
 
 
 def test_every_output_is_written_under_its_own_name(workplace: Path) -> None:
@@ -188,7 +191,7 @@ def convert_arguments(workplace: Path, calibration: str) -> tuple[str, ...]:
 def test_ctrl_c_during_calibration_leaves_no_file(workplace: Path) -> None:
     pytest.importorskip("torch")
     before = sorted(p.name for p in workplace.iterdir())
-    result = invoke(*convert_arguments(workplace, "mynet:interrupted"))
+    result = invoke(*convert_arguments(workplace, "mydata:interrupted"))
     assert result.exit_code == 1, result.output
     assert "Aborted!" in result.output
     assert "Traceback" not in result.output
@@ -249,12 +252,12 @@ def test_run_without_output_describes(artifact: Path) -> None:
         (("run", "model.safetensors", "mynet.py"), "mynet.py: expected an .npz or .npy file"),
         (("run", "model.safetensors", "other.npz"), "missing x: float32[B, 4]; unknown y; expected x: float32[B, 4]"),
         (("run", "data.npz", "data.npz"), "data.npz: not a converted model"),
-        (("evaluate", "model.safetensors", "--data", "mynet:broken", "--metric", "accuracy"), "mynet:broken failed at mynet.py:"),
-        (("evaluate", "model.safetensors", "--data", "mynet:labelled", "--metric", "mynet:number", "--output", "logits"), "TypeError"),
+        (("evaluate", "model.safetensors", "--data", "mydata:broken", "--metric", "accuracy"), "mydata:broken failed at mydata.py:"),
+        (("evaluate", "model.safetensors", "--data", "mydata:labelled", "--metric", "mydata:number", "--output", "logits"), "TypeError"),
         (("inspect", "data.npz"), "data.npz"),
         (("evaluate", "model.safetensors", "--data", "data.npz", "--metric", "accuracy", "--output", "logits"), "no labels"),
-        (("evaluate", "model.safetensors", "--data", "mynet:labelled", "--metric", "accuracy"), "logits, same"),
-        (("evaluate", "model.safetensors", "--data", "mynet:labelled", "--metric", "acuracy", "--output", "logits"), "accuracy"),
+        (("evaluate", "model.safetensors", "--data", "mydata:labelled", "--metric", "accuracy"), "logits, same"),
+        (("evaluate", "model.safetensors", "--data", "mydata:labelled", "--metric", "acuracy", "--output", "logits"), "accuracy"),
         (("evaluate", "model.safetensors", "--data", "mynet:nothing", "--metric", "accuracy"), "nothing"),
         (("convert", "nowhere", "-o", "out.safetensors"), "nowhere: no such file"),
         (("convert", "data.npz", "-o", "out.safetensors"), "--module pkg.mod:factory"),
@@ -284,8 +287,8 @@ def test_failures_are_one_message_and_exit_with_1(artifact: Path, args: tuple[st
         (("--module", "mynet"), "expected package.module:function, got 'mynet'"),
         (("--module", "nosuch:network"), "No module named 'nosuch'"),
         (("--module", "mynet:instance"), "expected a function that returns an nn.Module, got a Sequential"),
-        (("--module", "mynet:number"), "it returned a int"),
-        (("--module", "mynet:broken"), "RuntimeError: no such luck"),
+        (("--module", "mydata:number"), "it returned a int"),
+        (("--module", "mydata:broken"), "RuntimeError: no such luck"),
         (("--module", "mynet:network", "--example-inputs", "cut.npz"), "cut.npz: not readable"),
         (("--module", "mynet:network", "--example-inputs", "data.npz", "--calibration", "none.npz"), "none.npz: no samples"),
         (("--module", "mynet:network", "--example-inputs", "data.npz", "--calibration", "missing.npz"), "missing.npz: no such file"),
