@@ -29,12 +29,18 @@ Case = dict[str, Callable[[], Any]]
 
 
 def medians(case: Case, repeats: int = 9) -> dict[str, float]:
-    """Seconds of each entry: median over rounds in which all run one after the other."""
+    """Seconds of each entry: median over rounds in which all run one after the other.
+
+    The threads of BLAS and OpenMP spin for tens of milliseconds after they have worked, on the cores that the next entry
+    needs: so there is a pause before each, and an untimed call to warm up again.
+    """
     times: dict[str, list[float]] = {name: [] for name in case}
     for function in case.values():
         function()
     for _ in range(repeats):
         for name, function in case.items():
+            time.sleep(0.1)
+            function()
             start = time.perf_counter()
             function()
             times[name].append(time.perf_counter() - start)

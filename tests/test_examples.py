@@ -60,9 +60,8 @@ def test_fp32_graph_gives_what_pytorch_gives(converted: Path, pictures: Any) -> 
     assert np.abs(got - expected).max() <= 1e-4 * np.abs(expected).max()
 
 
-# Of 200 pictures, FP32 has 164 right. A picture is half a point; what is allowed is the loss on 2000 (docs/accuracy.md) and three
-# standard deviations of the pictures that change sides.
-@pytest.mark.parametrize(("recipe", "lowest"), [("fp32", 0.80), ("e4m3", 0.78), ("e3m4", 0.79), ("e5m2", 0.72)])
+# Measured: 0.800, 0.800, 0.790, 0.750. A picture is half a point; other sums in float32 (another BLAS) can move a few that are close.
+@pytest.mark.parametrize(("recipe", "lowest"), [("fp32", 0.795), ("e4m3", 0.785), ("e3m4", 0.775), ("e5m2", 0.73)])
 def test_accuracy(converted: Path, pictures: Any, recipe: str, lowest: float) -> None:
     options = ("--data", "examples.resnet20:labelled", "--metric", "accuracy", "--json")
     result = json.loads(invoke("evaluate", converted / f"{recipe}.safetensors", *options))

@@ -25,6 +25,10 @@ __all__ = ["get_num_threads", "parallel_for", "set_num_threads", "threads"]
 # elements converted) a range stays with the caller.
 MIN_WORK = 1 << 19
 
+# Ranges a thread, taken as threads become free: on a shared machine one core may be much slower than the next (a product of
+# 1024 cubed on two threads: 144 to 166 GFLOP/s, against 138 to 152 with one range each).
+RANGES = 4
+
 _default: int | None = None
 _override: ContextVar[int | None] = ContextVar("fp8np_threads", default=None)
 _lock = threading.Lock()
@@ -94,10 +98,20 @@ def parallel_for(run: Callable[[int, int], None], items: int, work: int) -> None
         if items:
             run(0, items)
         return
-    bounds = [items * i // count for i in range(count + 1)]
-    # The caller computes the first range itself: one hand-over less, and nested calls cannot starve each other.
+    parts = min(items, count * RANGES)
+    waiting = [(items * i // parts, items * (i + 1) // parts) for i in reversed(range(parts))]
+
+    def work_off() -> None:
+        while True:
+            try:
+                start, stop = waiting.pop()  # atomic
+            except IndexError:
+                return
+            run(start, stop)
+
+    # The caller works too: one hand-over less, and nested calls cannot starve each other.
     pool = _executor(count - 1)
-    futures = [pool.submit(run, bounds[i], bounds[i + 1]) for i in range(1, count)]
-    run(bounds[0], bounds[1])
+    futures = [pool.submit(work_off) for _ in range(count - 1)]
+    work_off()
     for future in futures:
         future.result()
