@@ -99,7 +99,7 @@ def make_plan(graph: Graph, sizes: Mapping[str, int], weights: Weights) -> Plan:
     """
     facts = {v.name: _concrete(v, sizes) for v in graph.inputs}
     facts |= {name: constant_value(name, constant) for name, constant in graph.constants.items()}
-    last_use = _last_use(graph)
+    released = _released(graph)
     steps: list[_PlanStep] = []
     dequantized: dict[str, Any] = {}
     for i, node in enumerate(graph.nodes):
@@ -119,8 +119,7 @@ def make_plan(graph: Graph, sizes: Mapping[str, int], weights: Weights) -> Plan:
         if step is None:
             inputs = tuple(_floats(n, weights, dequantized) for n in node.inputs)
             step = _as_defined(row, attrs)
-        releases = tuple(name for name, last in last_use.items() if last == i)
-        steps.append(_PlanStep(node, step, inputs, releases))
+        steps.append(_PlanStep(node, step, inputs, tuple(released.get(i, ()))))
     return Plan(tuple(steps), {**weights.constants, **dequantized}, graph.outputs)
 
 
@@ -167,7 +166,8 @@ def _as_defined(row: Op, attrs: Mapping[str, Any]) -> Step:
     return step
 
 
-def _last_use(graph: Graph) -> dict[str, int]:
+def _released(graph: Graph) -> dict[int, list[str]]:
+    """For the position of a node, the values that nothing after it reads."""
     last: dict[str, int] = {}
     for i, node in enumerate(graph.nodes):
         for name in (*node.outputs, *node.inputs):
@@ -175,7 +175,10 @@ def _last_use(graph: Graph) -> dict[str, int]:
                 last[name] = i
     for name in leaves(graph.outputs):
         last.pop(name, None)
-    return last
+    released: dict[int, list[str]] = {}
+    for name, i in last.items():
+        released.setdefault(i, []).append(name)
+    return released
 
 
 def _concrete(value: Value, sizes: Mapping[str, int]) -> Value:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import doctest
 import json
 from pathlib import Path
 from typing import Any
@@ -78,6 +79,12 @@ def test_the_report_and_the_file_agree(converted: Path, recipe: str) -> None:
     reasons = [layer["reason"] for layer in report["layers"] if layer["reason"]]
     assert reasons == ["first convolution, kept in float32", "last linear, kept in float32"]
     assert (converted / "fp32.safetensors").stat().st_size > 3 * (converted / f"{recipe}.safetensors").stat().st_size
+
+
+def test_the_readme_says_what_happens() -> None:
+    failures, examples = doctest.testfile(str(ROOT / "README.md"), module_relative=False)
+    assert examples > 5
+    assert failures == 0
 
 
 def test_the_search_example_reads_its_sentences() -> None:
