@@ -19,6 +19,7 @@ from fp8np.dims import evaluate
 from fp8np.errors import GraphError, InputError
 from fp8np.graph import Constant, Graph, Node, Structure, Value, constant_value, leaves, map_structure
 from fp8np.interpret import evaluated, failure
+from fp8np.kernels._arrays import read_only
 from fp8np.kernels._table import select
 from fp8np.layers._op import OPS, Call, Op, Spec, Step
 from fp8np.tensor import QTensor
@@ -30,7 +31,7 @@ class Weights:
     """The constants of a graph, and what kernels made of them: computed once, shared by the plans of all sizes."""
 
     def __init__(self, constants: Mapping[str, Constant]) -> None:
-        self.constants = {name: constant if isinstance(constant, QTensor) else _read_only(constant) for name, constant in constants.items()}
+        self.constants = {name: c if isinstance(c, QTensor) else read_only(c)[0] for name, c in constants.items()}
         self._made: dict[tuple[str, str, str], Any] = {}
         self._lock = threading.Lock()
 
@@ -40,12 +41,6 @@ class Weights:
             if (op, name, key) not in self._made:
                 self._made[op, name, key] = make(self.constants[name])
             return self._made[op, name, key]
-
-
-def _read_only(array: Any) -> Any:
-    view = array.view()
-    view.flags.writeable = False
-    return view
 
 
 @dataclass(frozen=True)

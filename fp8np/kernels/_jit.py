@@ -4,7 +4,7 @@ Two decorators:
 
 - `exact`: no floating-point liberties. For everything whose bits are promised.
 - `fused`: the compiler may contract a*b + c into one fused multiply-add, and nothing else: fewer roundings, still the same
-  order of operations on every thread count, but other bits on a CPU without FMA. For ``accumulate="fp32"`` only.
+  order of operations on every thread count. It changes bits only where a product is inexact, which those of FP8 are not.
 
 Numba's own cache key sees neither the callees in other files, nor the options, nor globals (Numba issues 1833, 6845). So the
 cache directory is named by a fingerprint of everything that can change the machine code: any edit starts a new directory.

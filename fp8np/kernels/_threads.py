@@ -1,4 +1,4 @@
-"""Threads for kernels: one pool a process, work cut into fixed ranges, so that the bits do not depend on the thread count.
+"""Threads for kernels: one pool a process. The bits depend neither on the thread count nor on how work is cut.
 
 Numba's own threads are not used: its always-present layer (workqueue) aborts the process when two Python threads enter it
 together (Numba issue 8563), and a `parallel=True` kernel compiles several times slower. Kernels are `nogil`, take a range

@@ -12,12 +12,13 @@ from typing import Any
 
 import numpy as np
 
-from fp8np.codec import decode_table, quantize, scale_for
+from fp8np.codec import quantize, scale_for
 from fp8np.dims import Size
-from fp8np.formats import FloatFormat, get_format
+from fp8np.formats import get_format
 from fp8np.layers._checks import require, require_floats, require_positive, require_shape
 from fp8np.layers._op import Call, Select, Spec, is_fp8
-from fp8np.tensor import Codes, Floats, QTensor
+from fp8np.layers._product import multiply, weight_rows
+from fp8np.tensor import QTensor
 
 State = tuple[Any, ...]
 """(h,) or (h, c), each (B, H)."""
@@ -71,33 +72,19 @@ def fp8_products(call: Call, select: Select, first: int) -> Callable[[Any], Mult
     if x is None or not is_fp8(x) or not all(isinstance(call.constants[i], QTensor) for i in matrices):
         return None
     fmt = get_format(x.dtype)
-    prepared = {i - first: call.prepare(i, "rows", _weight_rows) for i in matrices}
+    prepared = {i - first: call.prepare(i, "rows", weight_rows) for i in matrices}
+    kernels = {i: select("gemm", fmt, rows.format) for i, rows in prepared.items()}
 
     def products(h: Any) -> Multiply:
         # Five exponent bits hold [-1, 1] down to 2**-14 as it stands: a direct cast, as the paper's E5M2 is.
         scale = 1.0 if fmt.exponent_bits >= 5 else scale_for(max(1.0, float(np.abs(h).max(initial=0))), fmt)
 
-        def multiply(x: Any, i: int) -> Any:
-            if not isinstance(x, QTensor):
-                x = quantize(x, fmt, scale=scale)
-            codes, weight_scale, weight_format = prepared[i]
-            rows = np.ascontiguousarray(x.codes).reshape(1, -1, x.shape[-1])
-            out = np.zeros((1, rows.shape[1], codes.shape[1]), np.float32)
-            select("gemm", fmt, weight_format)(
-                rows, decode_table(fmt), codes, decode_table(weight_format), x.scale.reshape(1), weight_scale, _NO_BIAS, out
-            )
-            return out.reshape(*x.shape[:-1], codes.shape[1])
+        def product(x: Any, i: int) -> Any:
+            return multiply(kernels[i], x if isinstance(x, QTensor) else quantize(x, fmt, scale=scale), prepared[i])
 
-        return multiply
+        return product
 
     return products
-
-
-_NO_BIAS = np.empty(0, np.float32)
-
-
-def _weight_rows(weight: Any) -> tuple[Codes, Floats, FloatFormat]:
-    return np.ascontiguousarray(weight.codes)[None], np.ascontiguousarray(weight.scale.reshape(-1)), weight.format
 
 
 def sigmoid(x: Any) -> Any:

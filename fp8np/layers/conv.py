@@ -13,6 +13,7 @@ import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 
 from fp8np.codec import decode_table
+from fp8np.formats import get_format
 from fp8np.layers._checks import require, require_floats, require_positive, require_shape
 from fp8np.layers._op import Call, Foreign, Select, Spec, Step, is_fp8, op
 from fp8np.scheme import Granularity, PerChannel, PerTensor
@@ -128,14 +129,16 @@ def _lift(padding: Padding) -> Padding:
 
 def bind(call: Call, select: Select) -> Step | None:
     """FP8 x FP8 goes to the conv2d kernel (conv1d as images of height 1); anything else runs as defined."""
-    weight = call.constants[1]
-    if not isinstance(weight, QTensor) or not is_fp8(call.specs[0]):
+    x_spec, weight = call.specs[0], call.constants[1]
+    if x_spec is None or not is_fp8(x_spec) or not isinstance(weight, QTensor):
         return None
+    x_format = get_format(x_spec.dtype)
+    convolve = select("conv2d", x_format, weight.format)
     flat = weight.ndim == 3
     kernel = (1, *weight.shape[2:]) if flat else weight.shape[2:]
     codes = call.prepare(1, "codes", lambda w: np.ascontiguousarray(w.codes).reshape(*w.shape[:2], *kernel))
     weight_scale = call.prepare(1, "scale", lambda w: np.broadcast_to(w.scale.reshape(-1), w.shape[:1]).copy())
-    weight_table = decode_table(weight.format)
+    x_table, weight_table = decode_table(x_format), decode_table(weight.format)
     one = (1,) if flat else ()
     stride, dilation = (*one, *call.attrs["stride"]), (*one, *call.attrs["dilation"])
     padding = call.attrs["padding"]
@@ -148,9 +151,9 @@ def bind(call: Call, select: Select) -> Step | None:
         padded = (images.shape[2] + top + bottom, images.shape[3] + left + right)
         size = [(n - d * (k - 1) - 1) // s + 1 for n, k, s, d in zip(padded, kernel, stride, dilation, strict=True)]
         out = np.empty((len(images), len(codes), *size), np.float32)
-        select("conv2d", x.format, weight.format)(
+        convolve(
             images,
-            decode_table(x.format),
+            x_table,
             codes,
             weight_table,
             geometry,

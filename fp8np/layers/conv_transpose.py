@@ -15,6 +15,7 @@ import numpy as np
 
 from fp8np.codec import decode_table
 from fp8np.dims import Size
+from fp8np.formats import get_format
 from fp8np.layers._checks import require, require_floats, require_positive, require_shape
 from fp8np.layers._op import Call, Foreign, Select, Spec, Step, is_fp8, op
 from fp8np.scheme import Granularity, PerChannel, PerTensor
@@ -113,9 +114,11 @@ def bind(call: Call, select: Select) -> Step | None:
 
     A conv2d over x with zeros put between its pixels would give the same, with stride² times as many products.
     """
-    weight = call.constants[1]
-    if not isinstance(weight, QTensor) or not is_fp8(call.specs[0]):
+    x_spec, weight = call.specs[0], call.constants[1]
+    if x_spec is None or not is_fp8(x_spec) or not isinstance(weight, QTensor):
         return None
+    x_format = get_format(x_spec.dtype)
+    gemm = select("gemm", weight.format, x_format)
     flat = weight.ndim == 3
     groups = call.attrs["groups"]
     kernel = (1, *weight.shape[2:]) if flat else weight.shape[2:]
@@ -125,7 +128,7 @@ def bind(call: Call, select: Select) -> Step | None:
     # rows: (G, O/G*kh*kw, C/G), the transpose of the weight; every group has the same scales, one for each of O/G.
     rows = call.prepare(1, "rows", lambda w: np.ascontiguousarray(w.codes.reshape(groups, w.shape[0] // groups, -1).transpose(0, 2, 1)))
     row_scale = call.prepare(1, "scale", lambda w: np.broadcast_to(w.scale.reshape(-1, 1), (w.shape[1], math.prod(kernel))).reshape(-1))
-    weight_table = decode_table(weight.format)
+    x_table, weight_table = decode_table(x_format), decode_table(weight.format)
 
     def step(x: QTensor, _weight: QTensor, bias: Any = None) -> Any:
         height_width = (1, x.shape[-1]) if flat else x.shape[-2:]
@@ -135,11 +138,11 @@ def bind(call: Call, select: Select) -> Step | None:
         pixels = np.ascontiguousarray(images.transpose(1, 0, 3, 2))
         patches = np.zeros((groups, len(images), rows.shape[1], images.shape[3]), np.float32)
         for group in range(groups):
-            select("gemm", weight.format, x.format)(
+            gemm(
                 rows[group : group + 1],
                 weight_table,
                 pixels[group],
-                decode_table(x.format),
+                x_table,
                 row_scale,
                 x.scale.reshape(1),
                 np.empty(0, np.float32),

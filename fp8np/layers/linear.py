@@ -7,11 +7,10 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
-
-from fp8np.codec import decode_table
 from fp8np.errors import ShapeError
+from fp8np.formats import get_format
 from fp8np.layers._op import Call, Foreign, Select, Spec, Step, is_fp8, op
+from fp8np.layers._product import NO_BIAS, multiply, weight_rows
 from fp8np.scheme import PerChannel, PerTensor
 from fp8np.tensor import QTensor
 
@@ -33,29 +32,12 @@ def linear(x: Any, weight: Any, bias: Any = None) -> Any:
 
 def bind(call: Call, select: Select) -> Step | None:
     """FP8 x FP8 goes to the gemm kernel; anything else runs as defined."""
-    weight = call.constants[1]
-    if not isinstance(weight, QTensor) or not is_fp8(call.specs[0]):
+    x, weight = call.specs[0], call.constants[1]
+    if x is None or not is_fp8(x) or not isinstance(weight, QTensor):
         return None
-    codes = call.prepare(1, "codes", lambda w: np.ascontiguousarray(w.codes))
-    column_scale = call.prepare(1, "scale", lambda w: np.ascontiguousarray(w.scale.reshape(-1)))
-    weight_table = decode_table(weight.format)
-
-    def step(x: QTensor, _weight: QTensor, bias: Any = None) -> Any:
-        rows = np.ascontiguousarray(x.codes).reshape(1, -1, x.shape[-1])
-        out = np.zeros((1, rows.shape[1], codes.shape[0]), np.float32)
-        select("gemm", x.format, weight.format)(
-            rows,
-            decode_table(x.format),
-            codes[None],
-            weight_table,
-            x.scale.reshape(1),
-            column_scale,
-            np.empty(0, np.float32) if bias is None else bias,
-            out,
-        )
-        return out.reshape(*x.shape[:-1], codes.shape[0])
-
-    return step
+    kernel = select("gemm", get_format(x.dtype), weight.format)
+    rows = call.prepare(1, "rows", weight_rows)
+    return lambda x, _weight, bias=None: multiply(kernel, x, rows, NO_BIAS if bias is None else bias)
 
 
 op(

@@ -5,21 +5,17 @@ addmm: y = beta * c + alpha * (a @ b), c broadcast to y. A vector a (K,) or b (K
 
 from __future__ import annotations
 
-import math
-from dataclasses import dataclass
+from collections.abc import Callable
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
-
-from fp8np.codec import decode_table
-from fp8np.formats import FloatFormat
+from fp8np.formats import get_format
 from fp8np.graph import Constant
 from fp8np.layers._checks import require, require_floats
 from fp8np.layers._op import Call, Foreign, Select, Spec, Step, is_fp8, op
+from fp8np.layers._product import multiply, right_operand
 from fp8np.layers._shapes import broadcast
 from fp8np.scheme import PerChannel, PerTensor
-from fp8np.tensor import Codes, Floats, QTensor
+from fp8np.tensor import QTensor
 
 
 def _product_shape(name: str, a: Spec, b: Spec) -> Spec:
@@ -59,54 +55,6 @@ def _added(c: Any, product: Any, beta: float, alpha: float) -> Any:
     return y if beta == 0 else y + (c if beta == 1 else c * beta)
 
 
-@dataclass(frozen=True)
-class Right:
-    """A right operand as the gemm kernel takes it.
-
-    Attributes:
-        codes: uint8 (..., N, K), C-contiguous: transposed.
-        scale: float32 (1,) or (N,).
-        format: of the codes.
-    """
-
-    codes: Codes
-    scale: Floats
-    format: FloatFormat
-
-
-def right_operand(b: QTensor) -> Right:
-    """b (..., K, N) with one scale, or one for each of N."""
-    return Right(np.ascontiguousarray(b.codes.swapaxes(-1, -2)), b.scale.reshape(-1), b.format)
-
-
-_NO_BIAS = np.empty(0, np.float32)
-
-
-def multiply(select: Select, a: QTensor, b: Right, bias: npt.NDArray[Any] = _NO_BIAS) -> Any:
-    """a (..., M, K) with one scale, @ b + bias (N,) or (0,) -> float32 (..., M, N)"""
-    leading = np.broadcast_shapes(a.shape[:-2], b.codes.shape[:-2])
-    m, k = a.shape[-2:]
-    n = b.codes.shape[-2]
-    if math.prod(b.codes.shape[:-2]) == 1:
-        # One right operand for all: the leading axes of a are more rows.
-        rows, columns = np.ascontiguousarray(a.codes).reshape(1, -1, k), b.codes.reshape(1, n, k)
-    else:
-        rows, columns = _stacked(a.codes, leading), _stacked(b.codes, leading)
-    out = np.zeros((len(columns), rows.shape[1], n) if len(columns) > 1 else (len(rows), rows.shape[1], n), np.float32)
-    select("gemm", a.format, b.format)(
-        rows, decode_table(a.format), columns, decode_table(b.format), a.scale.reshape(1), b.scale, bias, out
-    )
-    return out.reshape(*leading, m, n)
-
-
-def _stacked(codes: Codes, leading: tuple[int, ...]) -> Codes:
-    """(..., M, K) -> (Z, M, K), C-contiguous; (1, M, K) where all share one."""
-    matrix = codes.shape[-2:]
-    if math.prod(codes.shape[:-2]) != 1:
-        codes = np.broadcast_to(codes, (*leading, *matrix))
-    return np.ascontiguousarray(codes).reshape(-1, *matrix)
-
-
 def _one_scale(constant: Constant | None, *, or_columns: bool) -> bool:
     """Whether a weight's scales are such as the kernel applies; what is computed at run time has one scale."""
     if not isinstance(constant, QTensor):
@@ -115,24 +63,29 @@ def _one_scale(constant: Constant | None, *, or_columns: bool) -> bool:
     return scale.size == 1 or (or_columns and scale.shape[-1] == scale.size)
 
 
-def _takes_kernel(call: Call, i: int) -> bool:
+def _kernel(call: Call, select: Select, i: int) -> Callable[..., None] | None:
+    """The kernel for the operands i and i + 1; None where it cannot take them."""
     a, b = call.specs[i], call.specs[i + 1]
     if a is None or b is None or not (is_fp8(a) and is_fp8(b) and a.ndim > 1 and b.ndim > 1):
-        return False
-    return _one_scale(call.constants[i], or_columns=False) and _one_scale(call.constants[i + 1], or_columns=True)
+        return None
+    if not (_one_scale(call.constants[i], or_columns=False) and _one_scale(call.constants[i + 1], or_columns=True)):
+        return None
+    return select("gemm", get_format(a.dtype), get_format(b.dtype))
 
 
 def bind(call: Call, select: Select) -> Step | None:
     """FP8 x FP8 goes to the gemm kernel; vectors and anything else run as defined."""
-    if not _takes_kernel(call, 0):
+    kernel = _kernel(call, select, 0)
+    if kernel is None:
         return None
     weight = None if call.constants[1] is None else call.prepare(1, "right", right_operand)
-    return lambda a, b: multiply(select, a, right_operand(b) if weight is None else weight)
+    return lambda a, b: multiply(kernel, a, right_operand(b) if weight is None else weight)
 
 
 def bind_addmm(call: Call, select: Select) -> Step | None:
     """FP8 x FP8 goes to the gemm kernel; c stays in float32."""
-    if not _takes_kernel(call, 1):
+    kernel = _kernel(call, select, 1)
+    if kernel is None:
         return None
     weight = None if call.constants[2] is None else call.prepare(2, "right", right_operand)
     beta, alpha = call.attrs["beta"], call.attrs["alpha"]
@@ -140,8 +93,8 @@ def bind_addmm(call: Call, select: Select) -> Step | None:
     def step(c: Any, a: QTensor, b: QTensor) -> Any:
         right = right_operand(b) if weight is None else weight
         if c.shape == b.shape[-1:] and beta == alpha == 1:
-            return multiply(select, a, right, c)
-        return _added(c, multiply(select, a, right), beta, alpha)
+            return multiply(kernel, a, right, c)
+        return _added(c, multiply(kernel, a, right), beta, alpha)
 
     return step
 
