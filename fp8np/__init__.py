@@ -18,10 +18,11 @@ from fp8np.formats import finfo, formats, get_format
 __version__ = "0.1.0"
 
 _HOMES = {
-    "fp8np.codec": ("decode", "dequantize", "encode", "quantize"),
+    "fp8np.codec": ("decode", "encode"),
     "fp8np.kernels._threads": ("get_num_threads", "set_num_threads"),
     "fp8np.linalg": ("conv1d", "conv2d", "conv_transpose1d", "conv_transpose2d", "matmul"),
     "fp8np.model": ("Model", "load", "run"),
+    "fp8np.scaling": ("dequantize", "quantize"),
     "fp8np.tensor": ("QTensor",),
 }
 _HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
@@ -50,10 +51,11 @@ __all__ = [
 
 if TYPE_CHECKING:
     from fp8np import errors
-    from fp8np.codec import decode, dequantize, encode, quantize
+    from fp8np.codec import decode, encode
     from fp8np.kernels._threads import get_num_threads, set_num_threads
     from fp8np.linalg import conv1d, conv2d, conv_transpose1d, conv_transpose2d, matmul
     from fp8np.model import Model, load, run
+    from fp8np.scaling import dequantize, quantize
     from fp8np.tensor import QTensor
 
 

@@ -1,4 +1,4 @@
-"""Between numbers and FP8 codes: `encode` and `decode`, `quantize` and `dequantize`.
+"""Between numbers and FP8 codes: `encode` and `decode`.
 
 Arguments are checked here and brought into the form that the kernels take (C-contiguous float32 or float64); the arithmetic is
 theirs. The law that they follow is `fp8np.reference`.
@@ -6,7 +6,6 @@ theirs. The law that they follow is `fp8np.reference`.
 
 from __future__ import annotations
 
-import math
 from functools import lru_cache
 from typing import Any
 
@@ -14,20 +13,18 @@ import numpy as np
 import numpy.typing as npt
 
 from fp8np import reference
-from fp8np._sources import exact_floats, to_odd
+from fp8np._sources import exact_floats
 from fp8np.errors import DTypeError, FormatError, PolicyError, ShapeError
 from fp8np.formats import FloatFormat, get_format
 from fp8np.kernels._rule import conversion_rule
 from fp8np.kernels._table import select
-from fp8np.policy import IEEE, SATURATE, Policy, nan_code, resolve
-from fp8np.tensor import Codes, Floats, QTensor, float32_scale
+from fp8np.policy import IEEE, Policy, nan_code, resolve
+from fp8np.tensor import Codes, Floats, QTensor
 
-__all__ = ["decode", "decode_table", "dequantize", "encode", "quantize", "scale_for"]
+__all__ = ["decode", "decode_table", "delivered", "encode", "encode_exact_floats", "float_type"]
 
 _Array = npt.NDArray[Any]
 
-_SMALLEST_SCALE = float(np.finfo(np.float32).smallest_normal)
-_LARGEST_SCALE = float(np.finfo(np.float32).max)
 _NO_RANDOM_BITS = np.empty(0, np.uint32)
 
 
@@ -79,8 +76,8 @@ def encode(
     random, width = _checked_random_bits(random_bits, policy, values.shape)
     _check_out("encode", out, values.shape, np.dtype(np.uint8))
     codes = _buffer(out, values, np.dtype(np.uint8))
-    _encode(values, f, policy, random, width, codes)
-    return _delivered(codes, out)
+    encode_exact_floats(values, f, policy, codes, random, width)
+    return delivered(codes, out)
 
 
 def decode(codes: Any, fmt: Any, *, dtype: Any = np.float32, out: Any = None) -> _Array:
@@ -105,7 +102,7 @@ def decode(codes: Any, fmt: Any, *, dtype: Any = np.float32, out: Any = None) ->
     """
     f = get_format(fmt)
     array = _checked_codes(codes, f)
-    wanted = _float_type("decode", dtype)
+    wanted = float_type("decode", dtype)
     _check_out("decode", out, array.shape, wanted)
     values = _buffer(out, array, wanted)
     if wanted == np.float32 and f.signed:
@@ -113,7 +110,7 @@ def decode(codes: Any, fmt: Any, *, dtype: Any = np.float32, out: Any = None) ->
     else:
         # mode: indices are bytes, and "raise" would make NumPy go through a copy.
         np.take(_table(f, wanted), array, out=values, mode="clip")
-    return _delivered(values, out)
+    return delivered(values, out)
 
 
 def decode_table(fmt: Any) -> Floats:
@@ -125,112 +122,10 @@ def decode_table(fmt: Any) -> Floats:
     return _table(get_format(fmt), np.dtype(np.float32))
 
 
-def scale_for(amax: Any, fmt: Any) -> Floats:
-    """The scales that bring magnitudes up to `amax` into the range of a format: amax / max, finite and positive.
-
-    Args:
-        amax: the largest magnitude of a tensor, or of each channel; any shape.
-        fmt: the format.
-
-    Returns:
-        float32 of amax's shape. 1 where amax is 0, negative, NaN or infinite. Never below 2**-126, since a subnormal scale would
-        lose bits, and never above the largest float32; what is beyond saturates.
-
-    Raises:
-        FormatError: the format is unknown.
-
-    >>> scale_for([448.0, 0.0, np.nan, 1e-45], "e4m3fn").tolist() == [1, 1, 1, 2.0**-126]
-    True
-    """
-    largest = np.asarray(amax, np.float64)
-    top = get_format(fmt).max
-    usable = (largest > 0) & (largest < np.inf)
-    # float64 in between is harmless: a quotient of two float32 rounded to 53 and then to 24 bits is rounded correctly.
-    with np.errstate(over="ignore"):
-        ratio = np.where(usable, largest, top) / top
-    return np.minimum(np.maximum(ratio, _SMALLEST_SCALE), _LARGEST_SCALE).astype(np.float32)
-
-
-def quantize(x: Any, fmt: Any, *, axis: int | None = None, scale: Any = None) -> QTensor:
-    """Scaled FP8: ``codes = encode(x / scale)``, saturating, so that ``x ≈ decode(codes) * scale``.
-
-    Without a scale, the largest finite magnitude of x (of each channel, where `axis` is given) becomes the format's largest value.
-    Zeros alone give scale 1. NaN stays NaN and infinity becomes the largest value; neither has a say in the scale.
-    The division is in float32, in float64 for sources that float32 cannot hold.
-
-    Args:
-        x: what `encode` takes.
-        fmt: a signed format.
-        axis: the axis of the channels, each with its own scale; negative counts from the end. None: one scale.
-        scale: finite and positive: a number; an array of one axis, along `axis`; or an array with as many axes as x, each of
-            length 1 or x's.
-
-    Returns:
-        A `QTensor` of x's shape. Its scale has shape (), or as many axes as x.
-
-    Raises:
-        FormatError: the format is unknown or unsigned. DTypeError: x is not of real numbers. ScaleError: a scale is not
-        finite and positive. ShapeError: the scale does not fit, or x has no such axis.
-
-    >>> q = quantize([[1.0, -2.0], [0.0, 0.0]], "e4m3fn", axis=0)
-    >>> q.codes.tolist(), (q.scale * 448).tolist()
-    ([[118, 254], [0, 0]], [[2.0], [448.0]])
-    """
-    f = get_format(fmt)
-    if not f.signed:
-        raise FormatError(f"quantize: {f} has no sign and no zero; it is made for scales. Use encode()")
-    values = exact_floats("quantize", x)
-    if axis is not None:
-        if not isinstance(axis, int | np.integer) or not -values.ndim <= axis < values.ndim:
-            raise ShapeError(f"quantize: expected axis to be None or one axis of x of shape {values.shape}, got {axis!r}")
-        axis = int(axis) % values.ndim
-    if scale is None:
-        scales = scale_for(_amax(values, axis), f)
-    else:
-        scales, axis = _checked_scales(scale, axis, values.shape)
-
-    codes = np.empty(values.shape, np.uint8)
-    quantized = QTensor(codes, f, scales)
-    if values.dtype == np.float32 and (axis is not None or scales.size == 1):
-        channels = _channels(values.shape, None if scales.size == 1 else axis)
-        rule = conversion_rule(f, SATURATE)
-        select("quantize_f32", f)(values.reshape(channels), scales.reshape(-1), rule, codes.reshape(channels))
-    else:
-        with np.errstate(over="ignore", under="ignore", invalid="ignore"):
-            quotient = np.asarray(values / scales.astype(values.dtype))
-        _encode(quotient, f, SATURATE, _NO_RANDOM_BITS, 0, codes)
-    return quantized
-
-
-def dequantize(q: QTensor, *, dtype: Any = np.float32) -> _Array:
-    """``decode(codes) * scale``, rounded once, to nearest even.
-
-    Args:
-        q: codes, scale and format.
-        dtype: float32, float64 (exact), float16, or ml_dtypes.bfloat16.
-
-    Raises:
-        DTypeError: q is not a QTensor, or dtype is another one.
-
-    >>> dequantize(quantize([1.0, 0.5, -0.25], "e4m3fn")).tolist()
-    [1.0, 0.5, -0.25]
-    """
-    if not isinstance(q, QTensor):
-        raise DTypeError(f"dequantize: expected a QTensor, got {type(q).__name__}; use decode() for bare codes")
-    wanted = _float_type("dequantize", dtype)
-    with np.errstate(over="ignore", under="ignore"):
-        if wanted == np.float32:
-            values = np.asarray(decode(q.codes, q.format))
-            return _delivered(np.multiply(values, q.scale, out=values), None)
-        # 8 bits times 24 bits are exact in float64. bfloat16 would be reached through float32: to odd, so that bits fall once.
-        product = np.asarray(np.multiply(decode(q.codes, q.format, dtype=np.float64), q.scale, dtype=np.float64))
-        if wanted.name == "bfloat16":
-            return _delivered(to_odd(product, np.dtype(np.float32)).astype(wanted), None)
-        return _delivered(product.astype(wanted, copy=False), None)
-
-
-def _encode(values: _Array, fmt: FloatFormat, policy: Policy, random: npt.NDArray[np.uint32], width: int, codes: Codes) -> None:
-    # values: f32 or f64, C-contiguous; codes: u8 of the same shape, C-contiguous.
+def encode_exact_floats(
+    values: _Array, fmt: FloatFormat, policy: Policy, codes: Codes, random: npt.NDArray[np.uint32] = _NO_RANDOM_BITS, width: int = 0
+) -> None:
+    """Writes the codes of float32 or float64 values to u8 of the same shape; all C-contiguous and checked."""
     rule = conversion_rule(fmt, policy)
     if values.dtype == np.float32 and policy.rounding == "nearest_even" and fmt.signed:
         select("encode_f32", fmt)(values.reshape(-1), rule, codes.reshape(-1))
@@ -264,7 +159,12 @@ def _checked_random_bits(bits: Any, policy: Policy, shape: tuple[int, ...]) -> t
     return broadcast.astype(np.uint32).reshape(-1), 8 * array.dtype.itemsize
 
 
-def _float_type(what: str, dtype: Any) -> np.dtype[Any]:
+def float_type(what: str, dtype: Any) -> np.dtype[Any]:
+    """The dtype of decoded values.
+
+    Raises:
+        DTypeError: it is not one of the four.
+    """
     try:
         wanted: np.dtype[Any] = np.dtype(dtype)
         # None is float64 to NumPy; here it is more likely a mistake.
@@ -307,45 +207,13 @@ def _buffer(out: _Array | None, source: _Array, dtype: np.dtype[Any]) -> _Array:
     return out
 
 
-def _delivered(buffer: _Array, out: _Array | None) -> _Array:
+def delivered(buffer: _Array, out: _Array | None) -> _Array:
+    """The result as NumPy's ufuncs give it: `out` if there is one, a scalar for 0-d."""
     if out is None:
         return buffer[()]
     if buffer is not out:
         out[...] = buffer
     return out
-
-
-def _checked_scales(scale: Any, axis: int | None, shape: tuple[int, ...]) -> tuple[Floats, int | None]:
-    # The scales with as many axes as x (or none), and the one axis along which they differ (None: there is none, or several).
-    scales = float32_scale("quantize", scale)
-    if scales.ndim == 1 and axis is not None and len(shape) > 1:
-        scales = scales.reshape([-1 if i == axis else 1 for i in range(len(shape))])
-    if scales.ndim not in (0, len(shape)) or any(s not in (1, n) for s, n in zip(scales.shape, shape, strict=False)):
-        hint = "" if axis is not None or scales.ndim != 1 else "; name the axis of the channels with axis="
-        raise ShapeError(f"quantize: a scale of shape {np.shape(scale)} does not fit x of shape {shape}{hint}")
-    varying = [i for i, n in enumerate(scales.shape) if n > 1]
-    if axis is not None and varying not in ([], [axis]):
-        raise ShapeError(f"quantize: the scale of shape {scales.shape} varies along other axes than axis={axis}")
-    return scales, varying[0] if len(varying) == 1 else None
-
-
-def _channels(shape: tuple[int, ...], axis: int | None) -> tuple[int, int, int]:
-    # (outer, channels, inner) around the axis; no axis is one channel.
-    if axis is None:
-        return 1, 1, math.prod(shape)
-    return math.prod(shape[:axis]), shape[axis], math.prod(shape[axis + 1 :])
-
-
-def _amax(values: _Array, axis: int | None) -> _Array:
-    # The largest finite magnitude: shape () for no axis, else with as many axes as values.
-    shape = () if axis is None else tuple(n if i == axis else 1 for i, n in enumerate(values.shape))
-    channels = values.reshape(_channels(values.shape, axis))
-    if values.dtype == np.float32:
-        largest = np.zeros(channels.shape[1], np.float32)
-        select("amax")(channels, largest)
-        return largest.reshape(shape)
-    finite = np.where(np.isfinite(channels), np.abs(channels), 0)
-    return np.asarray(finite.max(axis=(0, 2), initial=0)).reshape(shape)
 
 
 @lru_cache(maxsize=256)

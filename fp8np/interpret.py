@@ -10,11 +10,11 @@ from typing import Any
 
 import numpy as np
 
-from fp8np.codec import dequantize
 from fp8np.dims import Dim, evaluate
 from fp8np.errors import ExecutionError, Fp8npError, InputError
 from fp8np.graph import Graph, Node, map_structure
 from fp8np.layers._op import OPS
+from fp8np.scaling import dequantize
 from fp8np.tensor import QTensor
 
 __all__ = ["bind_sizes", "evaluated", "failure", "interpret"]

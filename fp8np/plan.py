@@ -14,7 +14,6 @@ from typing import Any
 import numpy as np
 
 from fp8np.check import infer
-from fp8np.codec import dequantize
 from fp8np.dims import evaluate
 from fp8np.errors import GraphError, InputError
 from fp8np.graph import Constant, Graph, Node, Structure, Value, constant_value, leaves, map_structure
@@ -22,6 +21,7 @@ from fp8np.interpret import evaluated, failure
 from fp8np.kernels._arrays import read_only
 from fp8np.kernels._table import select
 from fp8np.layers._op import OPS, Call, Op, Spec, Step
+from fp8np.scaling import dequantize
 from fp8np.tensor import QTensor
 
 __all__ = ["Plan", "Weights", "make_plan"]

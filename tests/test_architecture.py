@@ -40,6 +40,7 @@ LEVELS = {
     "graph": 3,
     "kernels": 4,
     "codec": 5,
+    "scaling": 5,
     "_exact": 5,
     "_products": 5,
     "linalg": 5,

@@ -11,11 +11,11 @@ import pytest
 
 from fp8np.build import GraphBuilder
 from fp8np.check import INVARIANTS, MAX_DEPTH, check, infer
-from fp8np.codec import quantize
 from fp8np.dims import symbol
 from fp8np.errors import GraphError
 from fp8np.graph import Graph, Node, Value
 from fp8np.layers._op import Spec
+from fp8np.scaling import quantize
 
 
 def good() -> Graph:

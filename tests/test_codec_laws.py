@@ -11,7 +11,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from fp8np import codec
+from fp8np import codec, scaling
 from fp8np.formats import FloatFormat
 from fp8np.policy import NAN, OVERFLOW
 
@@ -100,15 +100,15 @@ def test_stochastic_rounding_takes_a_neighbour_in_proportion(f: FloatFormat, x: 
 @given(signed_formats, arrays(np.float32, st.floats(width=32, allow_nan=False, allow_infinity=False)), st.data())
 def test_quantization_error_is_at_most_half_a_step(f: FloatFormat, x: Any, data: st.DataObject) -> None:
     axis = data.draw(st.none() | st.integers(-x.ndim, x.ndim - 1))
-    q = codec.quantize(x, f, axis=axis)
+    q = scaling.quantize(x, f, axis=axis)
     scale = q.scale.astype(np.float64)
     assert np.isfinite(scale).all()
     assert (scale > 0).all()
     if f.max < 1:
         x = np.clip(x, -(2.0**126), 2.0**126)  # a scale beyond float32 is clamped: what is out of reach saturates
-        q = codec.quantize(x, f, axis=axis)
+        q = scaling.quantize(x, f, axis=axis)
         scale = q.scale.astype(np.float64)
-    error = np.abs(codec.dequantize(q, dtype=np.float64) - x)
+    error = np.abs(scaling.dequantize(q, dtype=np.float64) - x)
     # Half a step of the mantissa or of the subnormals; x / scale adds a rounding of its own to float32, which may be subnormal.
     step = np.maximum(np.abs(x.astype(np.float64)) * 2.0**-f.mantissa_bits, f.smallest_subnormal * scale)
     assert (error <= step / 2 * (1 + 2.0**-15) + scale * 2.0**-149).all()
@@ -117,8 +117,8 @@ def test_quantization_error_is_at_most_half_a_step(f: FloatFormat, x: Any, data:
 @law
 @given(signed_formats, arrays(np.float32))
 def test_dynamic_scale_brings_the_largest_to_the_top(f: FloatFormat, x: Any) -> None:
-    q = codec.quantize(x, f)
+    q = scaling.quantize(x, f)
     finite = np.abs(x[np.isfinite(x)]).max(initial=0)
     if finite > 2.0**-100 and f.max >= 1:
         assert (q.codes & 0x7F).max() >= f.max_magnitude
-    np.testing.assert_array_equal(np.isnan(codec.dequantize(q)), np.isnan(x))
+    np.testing.assert_array_equal(np.isnan(scaling.dequantize(q)), np.isnan(x))

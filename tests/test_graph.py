@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 
 from fp8np.build import GraphBuilder
-from fp8np.codec import quantize
 from fp8np.dims import symbol
 from fp8np.errors import GraphError
 from fp8np.graph import Graph, Node, Value, leaves, map_structure, pruned
 from fp8np.interpret import interpret
+from fp8np.scaling import quantize
 
 
 def small() -> Graph:

@@ -16,13 +16,14 @@ from _products import assert_same_bits, random_codes
 from numba.core.dispatcher import Dispatcher
 
 import fp8np.kernels
-from fp8np.codec import decode, decode_table, encode, quantize
+from fp8np.codec import decode, decode_table, encode
 from fp8np.formats import FORMATS, get_format
 from fp8np.kernels import _threads
 from fp8np.kernels._cpu import Cpu
 from fp8np.kernels._table import kernels, select
 from fp8np.kernels._threads import threads
 from fp8np.kernels._tile import DEPTH, LANES, products_are_exact
+from fp8np.scaling import quantize
 
 FOLDER = Path(fp8np.kernels.__file__).parent
 OPS = sorted({row.op for row in kernels()})

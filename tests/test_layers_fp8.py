@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 from _weights import CONV, CONV_TRANSPOSE, indices, normal, recurrent_weights
 
-from fp8np.codec import dequantize, quantize
 from fp8np.errors import InputError
 from fp8np.formats import finfo
 from fp8np.kernels._table import select
@@ -16,6 +15,7 @@ from fp8np.layers._op import OPS, Call, Spec, Step
 from fp8np.layers._recurrent import one_step
 from fp8np.layers.gru import _cell as gru_cell
 from fp8np.layers.lstm import _cell as lstm_cell
+from fp8np.scaling import dequantize, quantize
 from fp8np.tensor import QTensor
 
 FORMATS = [("e4m3fn", "e4m3fn"), ("e5m2", "e3m4fn"), ("e4m3fnuz", "e3m4")]

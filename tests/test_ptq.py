@@ -13,7 +13,6 @@ from rich.console import Console
 from fp8np.build import GraphBuilder
 from fp8np.calibrate import Range, calibrate
 from fp8np.check import check
-from fp8np.codec import dequantize, scale_for
 from fp8np.data import load_batches
 from fp8np.errors import CalibrationError, FormatError, RecipeError
 from fp8np.formats import get_format
@@ -25,6 +24,7 @@ from fp8np.ptq.fold import fold_batch_norm
 from fp8np.ptq.insert import insert
 from fp8np.ptq.recipe import RECIPES, Recipe, get_recipe
 from fp8np.ptq.workflow import quantize_graph, quantize_model
+from fp8np.scaling import dequantize, scale_for
 from fp8np.tensor import QTensor
 
 

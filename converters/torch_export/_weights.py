@@ -10,8 +10,8 @@ import numpy as np
 import torch
 from torch import nn
 
-from fp8np.codec import dequantize
 from fp8np.errors import CheckpointError
+from fp8np.scaling import dequantize
 from fp8np.tensor import QTensor
 
 __all__ = ["load_weights"]

@@ -12,12 +12,12 @@ from typing import Any
 
 import numpy as np
 
-from fp8np.codec import quantize, scale_for
 from fp8np.dims import Size
 from fp8np.formats import get_format
 from fp8np.layers._checks import require, require_floats, require_positive, require_shape
 from fp8np.layers._op import Call, Select, Spec, is_fp8
 from fp8np.layers._product import multiply, weight_rows
+from fp8np.scaling import quantize, scale_for
 from fp8np.tensor import QTensor
 
 State = tuple[Any, ...]

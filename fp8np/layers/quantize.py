@@ -8,10 +8,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from fp8np.codec import quantize
 from fp8np.errors import DTypeError, ScaleError
 from fp8np.formats import get_format
 from fp8np.layers._op import REQUIRED, Spec, op
+from fp8np.scaling import quantize
 from fp8np.tensor import QTensor
 
 

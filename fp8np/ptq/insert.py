@@ -7,10 +7,10 @@ from types import MappingProxyType
 from typing import cast
 
 from fp8np.calibrate import Range
-from fp8np.codec import quantize, scale_for
 from fp8np.errors import CalibrationError
 from fp8np.graph import Constant, Graph, Names, Node, Value, leaves
 from fp8np.ptq.assign import Decision
+from fp8np.scaling import quantize, scale_for
 from fp8np.scheme import PerChannel, Scheme
 from fp8np.tensor import Floats, QTensor
 

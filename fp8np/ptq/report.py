@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from fp8np.codec import dequantize
 from fp8np.data import Batches, Progress
 from fp8np.graph import Constant, Graph, Node, named_leaves
 from fp8np.interpret import interpret
 from fp8np.metrics import decibels, plain
 from fp8np.ptq.assign import Decision
+from fp8np.scaling import dequantize
 from fp8np.scheme import Scheme
 from fp8np.tensor import QTensor
 
