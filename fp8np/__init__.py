@@ -13,7 +13,8 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 # Not lazy: importing the submodule `fp8np.formats` later would rebind the name to the module and hide the function.
-from fp8np.formats import finfo, formats, get_format
+from fp8np._finfo import finfo
+from fp8np.formats import formats, get_format
 
 __version__ = "0.1.0"
 

@@ -18,7 +18,7 @@ from fp8np.errors import DTypeError, FormatError, PolicyError, ShapeError
 from fp8np.formats import FloatFormat, get_format
 from fp8np.kernels._rule import conversion_rule
 from fp8np.kernels._table import select
-from fp8np.policy import IEEE, Policy, nan_code, resolve
+from fp8np.policy import IEEE, STOCHASTIC, Policy, infinity_magnitude, nan_code, points_inward, resolve
 from fp8np.tensor import Codes, Floats, QTensor
 
 __all__ = ["decode", "decode_table", "delivered", "encode", "encode_exact_floats", "float_type"]
@@ -46,11 +46,13 @@ def encode(
         x: float64, float32, float16, bfloat16 (an ml_dtypes array), longdouble, bool, any integers, Python numbers or nested lists;
             any shape, strides and byte order. Nothing is rounded on the way: float64, longdouble and 64-bit integers neither.
         fmt: the format: a name, a dtype, or a `FloatFormat`.
-        overflow: "saturate", "ieee" or "propagate". None means "saturate", or what the preset says.
-        rounding: "nearest_even", "nearest_away", "toward_zero", "up", "down" or "stochastic". None means "nearest_even".
-        nan: "keep_sign", "all_ones" or "positive". None means "keep_sign", or what the preset says. See `fp8np.policy` for the three.
+        overflow: "saturate", "ieee", "propagate" or "ieee_early". None means "saturate", or what the preset says.
+        rounding: "nearest_even", "nearest_away", "toward_zero", "up", "down", "odd", "stochastic_a", "stochastic_b" or "stochastic_c".
+            None means "nearest_even", or what the preset says.
+        nan: "keep_sign", "all_ones", "positive", ... None means "keep_sign", or what the preset says. See `fp8np.policy` for the three.
         preset: the conversion of another library or standard, by name (`fp8np.policy.PRESETS`), in place of the three above.
-        random_bits: for stochastic rounding: uint8, uint16 or uint32, broadcastable to x; all bits of each are used.
+        random_bits: for stochastic rounding: uint8, uint16 or uint32, broadcastable to x, all bits of each used; or a
+            `numpy.random.Generator`, from which 16 bits are drawn for each element.
         source: "bfloat16" says that x is uint16 and holds the bits of bfloat16 numbers.
         out: uint8 of x's shape, to be written and returned; it may overlap x.
 
@@ -61,18 +63,21 @@ def encode(
         FormatError: the format is unknown. PolicyError: a policy is unknown, contradicts the preset, or does not fit the format.
         DTypeError: x is not of real numbers, or `out` or `random_bits` has another type. ShapeError: their shapes do not fit.
 
-    Negative zero is kept where the format has it. `float8_e8m0fnu` has neither sign nor zero: see `fp8np.reference.encode`.
+    Negative zero is kept where the format has it. Formats without a sign, or without a zero: see `fp8np.policy`.
 
     >>> encode([1.0, -0.3, 1e9], "e4m3fn")
     array([ 56, 170, 126], dtype=uint8)
     >>> hex(encode(1e9, "e4m3fn", overflow="ieee"))
     '0x7f'
-    >>> encode(np.full(4, 1.03), "e4m3fn", rounding="stochastic", random_bits=np.array([0, 100, 200, 255], np.uint8))
+    >>> encode(np.full(4, 1.03), "e4m3fn", rounding="stochastic_a", random_bits=np.array([0, 100, 200, 255], np.uint8))
     array([56, 56, 57, 57], dtype=uint8)
     """
     f = get_format(fmt)
     policy = resolve(f, overflow=overflow, rounding=rounding, nan=nan, preset=preset)
     values = exact_floats("encode", x, source)
+    if policy.via == "float16":
+        with np.errstate(over="ignore", under="ignore", invalid="ignore"):
+            values = values.astype(np.float16).astype(np.float32)
     random, width = _checked_random_bits(random_bits, policy, values.shape)
     _check_out("encode", out, values.shape, np.dtype(np.uint8))
     codes = _buffer(out, values, np.dtype(np.uint8))
@@ -101,11 +106,11 @@ def decode(codes: Any, fmt: Any, *, dtype: Any = np.float32, out: Any = None) ->
     array([1.        ,        nan, 0.00195312], dtype=float32)
     """
     f = get_format(fmt)
-    array = _checked_codes(codes, f)
+    array = _checked_codes("decode", codes, f)
     wanted = float_type("decode", dtype)
     _check_out("decode", out, array.shape, wanted)
     values = _buffer(out, array, wanted)
-    if wanted == np.float32 and f.signed:
+    if wanted == np.float32 and f.signed and f.bits == 8:
         select("decode_f32", f)(array.reshape(-1), conversion_rule(f, IEEE), values.reshape(-1))
     else:
         # mode: indices are bytes, and "raise" would make NumPy go through a copy.
@@ -114,7 +119,7 @@ def decode(codes: Any, fmt: Any, *, dtype: Any = np.float32, out: Any = None) ->
 
 
 def decode_table(fmt: Any) -> Floats:
-    """The values of all 256 codes: float32[256], read-only, computed from the law and kept.
+    """The values of all codes: float32[256], read-only, computed from the law and kept; NaN for bytes beyond a narrow format.
 
     >>> decode_table("e4m3fn")[[0x00, 0x38, 0x7E]]
     array([  0.,   1., 448.], dtype=float32)
@@ -126,29 +131,64 @@ def encode_exact_floats(
     values: _Array, fmt: FloatFormat, policy: Policy, codes: Codes, random: npt.NDArray[np.uint32] = _NO_RANDOM_BITS, width: int = 0
 ) -> None:
     """Writes the codes of float32 or float64 values to u8 of the same shape; all C-contiguous and checked."""
+    if not fmt.signed and policy.negative == "magnitude":
+        values = np.abs(values)
     rule = conversion_rule(fmt, policy)
-    if values.dtype == np.float32 and policy.rounding == "nearest_even" and fmt.signed:
-        select("encode_f32", fmt)(values.reshape(-1), rule, codes.reshape(-1))
-        return
-    with np.errstate(invalid="ignore"):  # a signalling NaN
-        wide = values.astype(np.float64, copy=False)
-    select("encode_f64", fmt)(wide.reshape(-1), rule, random, width, codes.reshape(-1))
+    flat = codes.reshape(-1)
+    if values.dtype == np.float32 and policy.rounding == "nearest_even":
+        select("encode_f32", fmt)(values.reshape(-1), rule, flat)
+    else:
+        with np.errstate(invalid="ignore"):  # a signalling NaN
+            wide = values.astype(np.float64, copy=False)
+        select("encode_f64", fmt)(wide.reshape(-1), rule, random, width, flat)
+    _correct(values, fmt, policy, codes)
+
+
+def _correct(values: _Array, fmt: FloatFormat, policy: Policy, codes: Codes) -> None:
+    # What the kernels do not know, since few formats and policies need it.
     if not fmt.signed:
-        codes[values < 0] = nan_code(fmt, policy.nan, negative=True)
-        if policy.overflow == "ieee":
+        below = values < 0
+        if policy.negative == "zero" or (policy.negative == "range" and fmt.has_zero and policy.overflow in ("saturate", "propagate")):
+            codes[below] = 0
+        elif fmt.has_zero:
+            inward = points_inward(policy.rounding, negative=True) & np.isfinite(values)
+            codes[below] = np.where(inward | (codes == 0), 0, nan_code(fmt, policy.nan, negative=True))[below]
+        else:
+            codes[below] = nan_code(fmt, policy.nan, negative=True)
+    if not fmt.has_zero:
+        if policy.zero == "nan":
             codes[values == 0] = nan_code(fmt, policy.nan, negative=False)
+        if policy.lowest == "zero":
+            smallest, second = (float(reference.magnitude_value(fmt, m)) for m in (0, 1))
+            near = (values > 0) & (values < second) & (values != smallest)
+            codes[near] = (policy.rounding == "up") | (values[near] > smallest)
+    if policy.overflow == "ieee_early" and fmt.nan_codes:
+        for negative in {False, fmt.signed}:
+            if not points_inward(policy.rounding, negative):
+                beyond = np.isfinite(values) & ((values < fmt.min) if negative else (values > fmt.max))
+                codes[beyond] = infinity_magnitude(fmt) | (fmt.sign_bit if negative else 0)
+    if policy.nan == "payload" and len(fmt.nan_codes) > 2:
+        nans = np.isnan(values)
+        bits, width = (np.uint32, 23) if values.dtype == np.float32 else (np.uint64, 52)
+        kept: npt.NDArray[Any] = values[nans].view(bits)
+        codes[nans] |= (kept >> (width - fmt.mantissa_bits) & ((1 << fmt.mantissa_bits) - 1)).astype(np.uint8)
 
 
 # -- checks and shapes ------------------------------------------------------------------------------------------------
 
 
 def _checked_random_bits(bits: Any, policy: Policy, shape: tuple[int, ...]) -> tuple[npt.NDArray[np.uint32], int]:
-    if policy.rounding != "stochastic":
+    if policy.rounding not in STOCHASTIC:
         if bits is not None:
-            raise PolicyError(f"encode: random_bits have no use with rounding={policy.rounding!r}; ask for rounding='stochastic'")
+            raise PolicyError(f"encode: random_bits have no use with rounding={policy.rounding!r}; ask for rounding='stochastic_a'")
         return _NO_RANDOM_BITS, 0
     if bits is None:
-        raise PolicyError("encode: rounding='stochastic' needs random_bits=, e.g. rng.integers(0, 256, x.shape, np.uint8)")
+        raise PolicyError(
+            f"encode: rounding={policy.rounding!r} needs random_bits=, e.g. np.random.default_rng(), or bits of your own: "
+            "rng.integers(0, 256, x.shape, np.uint8)"
+        )
+    if isinstance(bits, np.random.Generator):
+        bits = bits.integers(0, 1 << 16, shape, np.uint16)
     array = np.asarray(bits)
     if array.dtype.kind != "u" or array.dtype.itemsize > 4:
         raise DTypeError(f"encode: expected random_bits of uint8, uint16 or uint32, got {array.dtype}")
@@ -176,16 +216,18 @@ def float_type(what: str, dtype: Any) -> np.dtype[Any]:
     return wanted
 
 
-def _checked_codes(codes: Any, fmt: FloatFormat) -> Codes:
+def _checked_codes(what: str, codes: Any, fmt: FloatFormat) -> Codes:
     if isinstance(codes, QTensor):
         raise DTypeError("decode: got a QTensor; use dequantize(), or decode its .codes to leave the scale out")
     array = np.asarray(codes)
     if array.dtype != np.uint8:
-        if array.dtype.itemsize != 1 or not array.dtype.name.startswith("float8"):
-            raise DTypeError(f"decode: expected uint8 codes or an ml_dtypes array, got {array.dtype}")
+        if array.dtype.itemsize != 1 or not array.dtype.name.startswith("float"):
+            raise DTypeError(f"{what}: expected uint8 codes or an ml_dtypes array, got {array.dtype}")
         if get_format(array.dtype) != fmt:
-            raise FormatError(f"decode: the codes are {array.dtype.name}, but the format given is {fmt}")
+            raise FormatError(f"{what}: the codes are {array.dtype.name}, but the format given is {fmt}")
         array = array.view(np.uint8)
+    if fmt.bits < 8 and array.size and array.max() >> fmt.bits:
+        raise FormatError(f"{what}: {fmt} has codes of {fmt.bits} bits, one in each byte, got 0x{array.max():02X}; unpack them first")
     return np.asarray(array, order="C")
 
 
@@ -218,7 +260,8 @@ def delivered(buffer: _Array, out: _Array | None) -> _Array:
 
 @lru_cache(maxsize=256)
 def _table(fmt: FloatFormat, dtype: np.dtype[Any]) -> _Array:
-    values = np.array([float(reference.decode(fmt, code)) for code in range(256)])
+    count = 1 << fmt.bits
+    values = np.array([float(reference.decode(fmt, code)) for code in range(count)] + [np.nan] * (256 - count))
     negative = np.arange(256) & fmt.sign_bit != 0
     values = np.where(np.isnan(values) & negative, -values, values)
     with np.errstate(over="ignore"):

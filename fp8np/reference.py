@@ -12,10 +12,11 @@ between two neighbouring integers, and a carry out of the mantissa is an ordinar
 from __future__ import annotations
 
 import math
+import struct
 from fractions import Fraction
 
 from fp8np.formats import FloatFormat
-from fp8np.policy import Policy, infinity_magnitude, nan_code
+from fp8np.policy import Policy, infinity_magnitude, nan_code, points_inward
 
 __all__ = ["decode", "encode", "floor_magnitude", "magnitude_value"]
 
@@ -74,13 +75,13 @@ def encode(
     overflow: str = "saturate",
     rounding: str = "nearest_even",
     nan: str = "keep_sign",
+    negative: str = "range",
+    zero: str = "smallest",
+    lowest: str = "value",
+    via: str | None = None,
     random_bits: tuple[int, int] = (0, 1),
 ) -> int:
     """The code of a number. The policies are those of `fp8np.policy`.
-
-    An unsigned format (MX scales) has neither negative numbers nor zero. Negative numbers are NaN. Zero is clamped to the
-    smallest value, but under ``ieee`` it is NaN, as infinity is: it has no code. Positive numbers below the smallest value become
-    the smallest value under every policy and rounding: there is nothing below to round to.
 
     Args:
         fmt: the format.
@@ -88,6 +89,11 @@ def encode(
         overflow: a name of `policy.OVERFLOW`.
         rounding: a name of `policy.ROUNDING`.
         nan: a name of `policy.NAN`.
+        negative: what becomes of numbers below zero where there is no sign.
+        zero: what becomes of zero where there is none. Positive numbers below the smallest value of such a format become the
+            smallest value under every policy and rounding, since there is nothing below to round to; but see `lowest`.
+        lowest: whether such a format's smallest value counts as zero for numbers around it.
+        via: None, or "float16" to round to that first.
         random_bits: (R, N), the random integer R of N bits, for stochastic rounding.
 
     Raises:
@@ -99,43 +105,87 @@ def encode(
     >>> f"{encode(get_format('e4m3fn'), 465, overflow='ieee'):02X}"
     '7F'
     """
-    Policy(overflow, rounding, nan)  # refuses unknown names
-    negative = math.copysign(1, x) < 0 if isinstance(x, float) else x < 0
+    policy = Policy(overflow, rounding, nan, negative, zero, lowest, via)  # refuses unknown names
+    if via == "float16":
+        x = _float16(x)
+    minus = math.copysign(1, x) < 0 if isinstance(x, float) else x < 0
     if isinstance(x, float) and math.isnan(x):
-        return nan_code(fmt, nan, negative)
-    if not fmt.signed and x < 0:
-        return nan_code(fmt, nan, negative)
-    sign = fmt.sign_bit if negative else 0
-    if isinstance(x, float) and math.isinf(x):
-        return sign | (fmt.max_magnitude if overflow == "saturate" else infinity_magnitude(fmt))
+        return nan_code(fmt, nan, minus) | (_payload(fmt, x) if nan == "payload" else 0)
     if x == 0:
         if not fmt.has_zero:
-            return nan_code(fmt, nan, negative) if overflow == "ieee" else 0
-        return sign if fmt.has_negative_zero else 0
+            return nan_code(fmt, nan, minus) if zero == "nan" else 0
+        return fmt.sign_bit if minus and fmt.has_negative_zero else 0
+    if minus and not fmt.signed:
+        if negative == "magnitude":
+            x, minus = -x, False
+        elif negative == "zero" or (negative == "range" and fmt.has_zero and overflow in ("saturate", "propagate")):
+            return 0
+    infinite = isinstance(x, float) and math.isinf(x)
+    magnitude = fmt.max_magnitude + 1 if infinite else _rounded(fmt, abs(Fraction(x)), minus, policy, random_bits)
+    inward = points_inward(rounding, minus) and not infinite
+    if minus and not fmt.signed:
+        # Below the range, and not clamped: NaN, unless it rounds to zero.
+        return 0 if fmt.has_zero and (inward or magnitude == 0) else nan_code(fmt, nan, minus)
 
-    value = abs(Fraction(x))
-    low = floor_magnitude(fmt, value)
-    if low < 0:
-        return 0
-    below, above = magnitude_value(fmt, low), magnitude_value(fmt, low + 1)
-    magnitude = low + _away(low, (value - below) / (above - below), rounding, negative, random_bits)
-    if magnitude > fmt.max_magnitude:
-        inward = rounding == "toward_zero" or rounding == ("up" if negative else "down")
-        return sign | (infinity_magnitude(fmt) if overflow == "ieee" and not inward else fmt.max_magnitude)
+    sign = fmt.sign_bit if minus else 0
+    beyond = magnitude > fmt.max_magnitude or (overflow == "ieee_early" and not -fmt.max <= x <= fmt.max)
+    if beyond:
+        clamped = inward or overflow == "saturate" or (overflow == "propagate" and not infinite)
+        return sign | (fmt.max_magnitude if clamped else infinity_magnitude(fmt))
     if magnitude == 0 and not fmt.has_negative_zero:
         return 0
     return sign | magnitude
 
 
+def _rounded(fmt: FloatFormat, value: Fraction, negative: bool, policy: Policy, random_bits: tuple[int, int]) -> int:
+    # The magnitude of value > 0, the exponent unbounded.
+    low = floor_magnitude(fmt, value)
+    below, above = (magnitude_value(fmt, m) for m in (max(low, 0), max(low, 0) + 1))
+    if not fmt.has_zero and low <= 0 and value != below:
+        if policy.lowest == "zero":
+            below, low = Fraction(0), 0
+        elif low < 0:
+            return 0
+    return low + _away(low, (value - below) / (above - below), policy.rounding, negative, random_bits)
+
+
 def _away(low: int, nu: Fraction, rounding: str, negative: bool, random_bits: tuple[int, int]) -> bool:
     # Whether to take low + 1 (away from zero) for a number that lies the fraction 0 <= nu < 1 of the way to it.
-    if rounding == "nearest_even":
-        return nu > Fraction(1, 2) or (nu == Fraction(1, 2) and low % 2 == 1)
-    if rounding == "nearest_away":
-        return nu >= Fraction(1, 2)
-    if rounding == "toward_zero":
-        return False
-    if rounding in ("up", "down"):
-        return nu > 0 and (rounding == "down") == negative
     bits, width = random_bits
-    return math.floor(nu * (1 << width)) + bits >= 1 << width
+    match rounding:
+        case "nearest_even":
+            return nu > Fraction(1, 2) or (nu == Fraction(1, 2) and low % 2 == 1)
+        case "nearest_away":
+            return nu >= Fraction(1, 2)
+        case "toward_zero":
+            return False
+        case "up" | "down":
+            return nu > 0 and (rounding == "down") == negative
+        case "odd":
+            return nu > 0 and low % 2 == 0
+        case "stochastic_a":
+            return math.floor(nu * (1 << width)) + bits >= 1 << width
+        case "stochastic_b":
+            return math.floor(nu * (2 << width)) + 2 * bits + 1 >= 2 << width
+    return round(nu * (1 << width)) + bits >= 1 << width
+
+
+def _float16(x: Fraction | float) -> Fraction | float:
+    # Rounded to nearest even; NaN keeps the ten leading bits of its payload, which is all that an FP8 NaN can hold.
+    if isinstance(x, float) and (x == 0 or not math.isfinite(x)):
+        return x
+    value = abs(Fraction(x))
+    exponent = max(math.frexp(value)[1] - 1, -14) if value < 2**17 else 17
+    step = Fraction(2) ** (exponent - 10)
+    rounded = round(value / step) * step
+    if rounded > 65504:
+        return -math.inf if x < 0 else math.inf
+    return (-rounded or -0.0) if x < 0 else rounded
+
+
+def _payload(fmt: FloatFormat, x: float) -> int:
+    # The leading bits of a NaN's mantissa, as many as the format has; none where a single magnitude is NaN.
+    if len(fmt.nan_codes) <= 2:
+        return 0
+    (bits,) = struct.unpack("<Q", struct.pack("<d", x))
+    return int(bits) >> (52 - fmt.mantissa_bits) & ((1 << fmt.mantissa_bits) - 1)

@@ -80,10 +80,10 @@ def test_stochastic_rounding_follows_the_law(f: FloatFormat, dtype: Any) -> None
     width = 8 * bits.itemsize
     for overflow in OVERFLOW:
         expected = [
-            reference.encode(f, v, overflow=overflow, rounding="stochastic", random_bits=(r, width))
+            reference.encode(f, v, overflow=overflow, rounding="stochastic_a", random_bits=(r, width))
             for v, r in zip(x.tolist(), bits.tolist(), strict=True)
         ]
-        codes = codec.encode(x, f, overflow=overflow, rounding="stochastic", random_bits=bits)
+        codes = codec.encode(x, f, overflow=overflow, rounding="stochastic_a", random_bits=bits)
         np.testing.assert_array_equal(codes, np.array(expected, np.uint8))
 
 
@@ -91,9 +91,9 @@ def test_stochastic_rounding_at_a_cut_of_more_than_62_bits() -> None:
     # nu = 2^-31 of the smallest subnormal; only the largest 32-bit integers of all carry.
     x = np.full(3, 2.0**-9 * 2.0**-31)
     bits = np.array([2**32 - 1, 2**32 - 2, 2**32 - 3], np.uint32)
-    assert codec.encode(x, "e4m3fn", rounding="stochastic", random_bits=bits).tolist() == [1, 1, 0]
-    assert codec.encode(x / 2, "e4m3fn", rounding="stochastic", random_bits=bits).tolist() == [1, 0, 0]
-    assert codec.encode(x / 4, "e4m3fn", rounding="stochastic", random_bits=bits).tolist() == [0, 0, 0]
+    assert codec.encode(x, "e4m3fn", rounding="stochastic_a", random_bits=bits).tolist() == [1, 1, 0]
+    assert codec.encode(x / 2, "e4m3fn", rounding="stochastic_a", random_bits=bits).tolist() == [1, 0, 0]
+    assert codec.encode(x / 4, "e4m3fn", rounding="stochastic_a", random_bits=bits).tolist() == [0, 0, 0]
 
 
 # -- vendors' measured codes ------------------------------------------------------------------------------------------
@@ -250,7 +250,7 @@ def test_threads_change_nothing() -> None:
     x = np.random.default_rng(4).standard_normal(3 << 19)
     bits = random_bits(x.shape, np.uint16)
     for source in (x, x.astype(np.float32)):
-        for policy in ({}, {"rounding": "down"}, {"rounding": "stochastic", "random_bits": bits}):
+        for policy in ({}, {"rounding": "down"}, {"rounding": "stochastic_a", "random_bits": bits}):
             with threads(1):
                 alone = codec.encode(source, E4M3FN, **policy)  # type: ignore[arg-type]
                 values = codec.decode(alone, E4M3FN)
@@ -324,10 +324,10 @@ def test_what_is_not_real_numbers_is_refused(x: Any) -> None:
         ({"source": "bfloat16"}, DTypeError, "uint16"),
         ({"source": "float16"}, DTypeError, "source='float16'"),
         ({"random_bits": np.zeros(3, np.uint8)}, PolicyError, "stochastic"),
-        ({"rounding": "stochastic"}, PolicyError, "needs random_bits"),
-        ({"rounding": "stochastic", "random_bits": np.zeros(3)}, DTypeError, "float64"),
-        ({"rounding": "stochastic", "random_bits": np.zeros(3, np.uint64)}, DTypeError, "uint64"),
-        ({"rounding": "stochastic", "random_bits": np.zeros(2, np.uint8)}, ShapeError, "broadcast"),
+        ({"rounding": "stochastic_a"}, PolicyError, "needs random_bits"),
+        ({"rounding": "stochastic_a", "random_bits": np.zeros(3)}, DTypeError, "float64"),
+        ({"rounding": "stochastic_a", "random_bits": np.zeros(3, np.uint64)}, DTypeError, "uint64"),
+        ({"rounding": "stochastic_a", "random_bits": np.zeros(2, np.uint8)}, ShapeError, "broadcast"),
         ({"out": np.zeros(3, np.int8)}, DTypeError, "int8"),
         ({"out": [0, 0, 0]}, DTypeError, "list"),
         ({"out": np.zeros(4, np.uint8)}, ShapeError, r"\(3,\).*\(4,\)"),

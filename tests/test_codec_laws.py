@@ -91,7 +91,7 @@ def test_stochastic_rounding_takes_a_neighbour_in_proportion(f: FloatFormat, x: 
     high = codec.encode(x, f, rounding="up" if x > 0 else "down")
     values = [abs(float(codec.decode(c, f, dtype=np.float64))) for c in (low, high)]
     nu = (abs(x) - values[0]) / (values[1] - values[0]) if values[1] > values[0] else 0.0
-    codes = codec.encode(np.full(256, x), f, rounding="stochastic", random_bits=np.arange(256, dtype=np.uint8))
+    codes = codec.encode(np.full(256, x), f, rounding="stochastic_a", random_bits=np.arange(256, dtype=np.uint8))
     assert np.count_nonzero(codes == high) == (256 if low == high else math.floor(nu * 256))
     assert np.isin(codes, [low, high]).all()
 

@@ -11,7 +11,8 @@ from _law import ALL_FORMATS, EXTREME
 
 from fp8np import reference
 from fp8np.errors import FormatError
-from fp8np.formats import FORMATS, FloatFormat, FormatInfo, Specials, finfo, formats, get_format
+from fp8np._finfo import FormatInfo, finfo
+from fp8np.formats import FORMATS, FloatFormat, Specials, formats, get_format
 
 ml_dtypes = pytest.importorskip("ml_dtypes")
 

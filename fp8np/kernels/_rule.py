@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fp8np.formats import FloatFormat
-from fp8np.policy import ROUNDING, Policy, infinity_magnitude, nan_code
+from fp8np.policy import ROUNDING, Policy, infinity_magnitude, nan_code, points_inward
 
 __all__ = ["Rule", "conversion_rule"]
 
@@ -32,22 +32,22 @@ SIGN = 10  # the sign bit: 0 where there is none
 ZERO_SIGN = 11  # sign bit of a negative zero: 0 where there is none
 ROUNDING_MODE = 12  # index into fp8np.policy.ROUNDING
 
-NEAREST_EVEN, NEAREST_AWAY, TOWARD_ZERO, UP, DOWN, STOCHASTIC = range(len(ROUNDING))
+NEAREST_EVEN, NEAREST_AWAY, TOWARD_ZERO, UP, DOWN, ODD, STOCHASTIC_A, STOCHASTIC_B, STOCHASTIC_C = range(len(ROUNDING))
 
 
 @lru_cache(maxsize=1024)
 def conversion_rule(fmt: FloatFormat, policy: Policy) -> Rule:
     """The rule of `fmt` under `policy`, read-only. Decoding reads the same rule and ignores the policy in it."""
     infinity = infinity_magnitude(fmt)
-    beyond = infinity if policy.overflow == "ieee" else fmt.max_magnitude
+    beyond = infinity if policy.overflow in ("ieee", "ieee_early") else fmt.max_magnitude
     values: dict[int, Any] = {
         MANTISSA_BITS: fmt.mantissa_bits,
         MIN_EXPONENT: fmt.min_exponent,
         MAX_EXPONENT: fmt.max_exponent,
         BASE: 0 if fmt.has_zero else 1 << fmt.mantissa_bits,
         TOP: fmt.max_magnitude,
-        OVERFLOW: fmt.max_magnitude if policy.rounding in ("toward_zero", "down") else beyond,
-        OVERFLOW_NEGATIVE: fmt.max_magnitude if policy.rounding in ("toward_zero", "up") else beyond,
+        OVERFLOW: fmt.max_magnitude if points_inward(policy.rounding, negative=False) else beyond,
+        OVERFLOW_NEGATIVE: fmt.max_magnitude if points_inward(policy.rounding, negative=True) else beyond,
         INFINITY: fmt.max_magnitude if policy.overflow == "saturate" else infinity,
         NAN: nan_code(fmt, policy.nan, negative=False),
         NAN_NEGATIVE: nan_code(fmt, policy.nan, negative=True),

@@ -3,8 +3,8 @@
 A kernel is a plain function over C-contiguous arrays and scalars that writes into its last argument and cannot fail. A row
 says which operation it implements, for which formats, on which CPU, and in which order it adds. Rows are collected from the
 modules of this package in the order of registration; the first that fits is taken. The last row of each operation is the
-plain one: it needs nothing of the CPU and takes every format that the operation is for. (Those of the codec that are for signed
-formats alone say so; an unsigned one goes through ``encode_f64`` and a table.)
+plain one: it needs nothing of the CPU and takes every format that the operation is for. (``decode_f32`` is for signed formats of
+8 bits; the values of others are looked up in a table of 256.)
 """
 
 from __future__ import annotations

@@ -24,10 +24,17 @@ __all__ = ["amax", "decode_f32", "encode_f32", "encode_f64", "quantize_f32"]
 BLOCK = 1 << 16
 
 _U = np.uint32
+_NO_RANDOM_BITS = np.empty(0, np.uint32)
 
 
-def _signed(fmt: Any) -> bool:
-    return bool(fmt.signed)
+def _by_addition(fmt: Any) -> bool:
+    # The addition that rounds needs float32 exponents up to 24 - m above the largest value, and an even number of magnitudes in a
+    # binade, for ties to go to even ones; zero is where the subnormals end.
+    return bool(fmt.has_zero) and fmt.mantissa_bits > 0 and fmt.max_exponent + 24 - fmt.mantissa_bits <= 127
+
+
+def _signed_bytes(fmt: Any) -> bool:
+    return bool(fmt.signed) and fmt.bits == 8
 
 
 # -- float32 to codes, to nearest even --------------------------------------------------------------------------------
@@ -61,6 +68,7 @@ def _encode_parameters(rule: Any) -> Any:
         _U(rule[_rule.INFINITY]),
         _U(rule[_rule.NAN]),
         _U(rule[_rule.NAN] ^ rule[_rule.NAN_NEGATIVE]),
+        _U(rule[_rule.SIGN]),
         _U(rule[_rule.ZERO_SIGN]),
     )
 
@@ -68,9 +76,9 @@ def _encode_parameters(rule: Any) -> Any:
 @exact
 def _encoded(bits: Any, parameters: Any) -> Any:
     # bits: u32 of a float32 -> u8 code.
-    binade, smallest, beyond, lift, base, top, overflow, infinity, nan, nan_sign, zero_sign = parameters
+    binade, smallest, beyond, lift, base, top, overflow, infinity, nan, nan_sign, sign_bit, zero_sign = parameters
     a = _U(bits & _U(0x7FFFFFFF))
-    sign = _U(_U(bits >> _U(24)) & _U(0x80))
+    negative = _U(_U(0) - _U(bits >> _U(31)))  # all ones, or none
     e = _U(max(a, smallest))
     e = _U(min(e, beyond))
     g = _U(_U(e & _U(0x7F800000)) + lift)
@@ -78,8 +86,8 @@ def _encoded(bits: Any, parameters: Any) -> Any:
     magnitude = _U(n + _U(_U(_U(e >> _U(23)) * binade) - base))
     magnitude = overflow if magnitude > top else magnitude
     magnitude = infinity if a == _U(0x7F800000) else magnitude
-    nan_code = _U(nan | _U(sign & nan_sign))
-    sign = _U(sign & zero_sign) if magnitude == _U(0) else sign
+    nan_code = _U(nan ^ _U(negative & nan_sign))
+    sign = _U(negative & (zero_sign if magnitude == _U(0) else sign_bit))
     return np.uint8(nan_code if a > _U(0x7F800000) else _U(magnitude | sign))
 
 
@@ -92,7 +100,7 @@ def _encode_f32(x: Any, rule: Any, out: Any) -> None:
 
 
 def encode_f32(x: Any, rule: Any, out: Any) -> None:
-    """x f32 (n,) -> out u8 (n,); rounds to nearest even, whatever the rule says. Signed formats."""
+    """x f32 (n,) -> out u8 (n,); rounds to nearest even, whatever the rule says. Unsigned formats get the code of |x|."""
     (bits,) = read_only(x.view(np.uint32))
     parallel_for(lambda start, stop: _encode_f32(bits[start:stop], rule, out[start:stop]), x.size, x.size)
 
@@ -125,7 +133,7 @@ def _quantize_columns(x: Any, scale: Any, rule: Any, start: Any, stop: Any, out:
 
 
 def quantize_f32(x: Any, scale: Any, rule: Any, out: Any) -> None:
-    """x f32 (outer, C, inner), scale f32 (C,) -> out u8 (outer, C, inner), the codes of x / scale. Signed formats."""
+    """x f32 (outer, C, inner), scale f32 (C,) -> out u8 (outer, C, inner), the codes of x / scale, to nearest even."""
     outer, channels, inner = x.shape
     x, scale = read_only(x, scale)
     if inner == 1 and channels > 1:
@@ -204,7 +212,10 @@ def _rows(outer: int, channels: int, inner: int) -> tuple[int, int]:
 #     nearest, ties to even    0111111111o   the same, one less where the last bit kept is even
 #     away from zero           11111111111
 #     toward zero              00000000000
-#     stochastic, N bits       RRRR0000000   R, left-aligned
+#     to odd                   eeeeeeeeeee   away from zero where the last bit kept is even
+#     stochastic A, N bits     RRRR0000000   R, left-aligned
+#     stochastic B             RRRR1000000   R and a half
+#     stochastic C             RRRR0000000   R, after the significand was rounded to even there
 #
 # A number far below the smallest step has a cut of up to a thousand bits. From 62 on the significand is moved right instead; a
 # bit lost on the way leaves its mark in the last place, far below the half and the random bits.
@@ -266,13 +277,14 @@ def _encode_f64(x: Any, rule: Any, out: Any) -> None:
     nearest = to_even == 1 or mode == _rule.NEAREST_AWAY
     up = np.int64(mode == _rule.UP)
     down = np.int64(mode == _rule.DOWN)
+    to_odd = np.int64(mode == _rule.ODD)
     limits = _limits(rule)
     for i in range(x.size):
         significand, cut, rest = _cut(x[i] & np.int64(0x7FFFFFFFFFFFFFFF), m, min_exponent, base)
         step = np.int64(1) << cut
-        even = to_even & ~((significand >> cut) + rest)
-        away = down if x[i] < 0 else up
-        addend = (step >> 1) - even if nearest else (step - 1) * away
+        even = ~((significand >> cut) + rest) & 1
+        away = (down if x[i] < 0 else up) | (to_odd & even)
+        addend = (step >> 1) - (to_even & even) if nearest else (step - 1) * away
         out[i] = _finished(x[i], ((significand + addend) >> cut) + rest, limits)
 
 
@@ -280,10 +292,15 @@ def _encode_f64(x: Any, rule: Any, out: Any) -> None:
 def _encode_f64_stochastic(x: Any, rule: Any, random: Any, width: Any, out: Any) -> None:
     # x: i64 (n,) bits of float64; random: u32 (n,), integers below 2^width; width: at most 32; out: u8 (n,)
     m, min_exponent, base = rule[_rule.MANTISSA_BITS], rule[_rule.MIN_EXPONENT], rule[_rule.BASE]
+    half = np.int64(rule[_rule.ROUNDING_MODE] == _rule.STOCHASTIC_B)
+    pre_round = np.int64(rule[_rule.ROUNDING_MODE] == _rule.STOCHASTIC_C)
     limits = _limits(rule)
     for i in range(x.size):
         significand, cut, rest = _cut(x[i] & np.int64(0x7FFFFFFFFFFFFFFF), m, min_exponent, base)
-        addend = np.int64(random[i]) << (cut - width)
+        unit = np.int64(1) << (cut - width)  # the weight of the last random bit
+        rounded = (significand + (unit >> 1) - 1 + ((significand >> (cut - width)) & 1)) & -unit
+        significand = rounded if pre_round else significand
+        addend = np.int64(random[i]) * unit + (unit >> 1) * half
         out[i] = _finished(x[i], ((significand + addend) >> cut) + rest, limits)
 
 
@@ -295,12 +312,24 @@ def encode_f64(x: Any, rule: Any, random: Any, width: int, out: Any) -> None:
     bits, random = read_only(x.view(np.int64), random)
 
     def run(start: int, stop: int) -> None:
-        if rule[_rule.ROUNDING_MODE] == _rule.STOCHASTIC:
+        if rule[_rule.ROUNDING_MODE] >= _rule.STOCHASTIC_A:
             _encode_f64_stochastic(bits[start:stop], rule, random[start:stop], width, out[start:stop])
         else:
             _encode_f64(bits[start:stop], rule, out[start:stop])
 
     parallel_for(run, x.size, x.size)
+
+
+def encode_f32_any(x: Any, rule: Any, out: Any) -> None:
+    """As `encode_f32`, for every format; ten times slower."""
+    encode_f64(x.astype(np.float64), rule, _NO_RANDOM_BITS, 0, out)
+
+
+def quantize_f32_any(x: Any, scale: Any, rule: Any, out: Any) -> None:
+    """As `quantize_f32`, for every format."""
+    with np.errstate(over="ignore", under="ignore", invalid="ignore"):
+        quotient = x / scale[:, None]
+    encode_f32_any(quotient.reshape(-1), rule, out.reshape(-1))
 
 
 # -- codes to float32 -------------------------------------------------------------------------------------------------
@@ -338,14 +367,16 @@ def _decode_f32(codes: Any, rule: Any, out: Any) -> None:
 
 
 def decode_f32(codes: Any, rule: Any, out: Any) -> None:
-    """codes u8 (n,) -> out f32 (n,); a NaN keeps its sign. `rule` has ``overflow="ieee"``. Signed formats."""
+    """codes u8 (n,) -> out f32 (n,); a NaN keeps its sign. `rule` has ``overflow="ieee"``. Signed formats of 8 bits."""
     (codes,) = read_only(codes)
     bits = out.view(np.uint32)
     parallel_for(lambda start, stop: _decode_f32(codes[start:stop], rule, bits[start:stop]), codes.size, codes.size)
 
 
-kernel("encode_f32", encode_f32, takes=_signed, order="one rounding to nearest even", reproducible=True)
+kernel("encode_f32", encode_f32, takes=_by_addition, order="one rounding to nearest even", reproducible=True)
+kernel("encode_f32", encode_f32_any, order="one rounding to nearest even", reproducible=True)
 kernel("encode_f64", encode_f64, order="one rounding", reproducible=True)
-kernel("quantize_f32", quantize_f32, takes=_signed, order="x / scale rounded to float32, then to nearest even", reproducible=True)
-kernel("decode_f32", decode_f32, takes=_signed, order="exact", reproducible=True)
+kernel("quantize_f32", quantize_f32, takes=_by_addition, order="x / scale rounded to float32, then to nearest even", reproducible=True)
+kernel("quantize_f32", quantize_f32_any, order="x / scale rounded to float32, then to nearest even", reproducible=True)
+kernel("decode_f32", decode_f32, takes=_signed_bytes, order="exact", reproducible=True)
 kernel("amax", amax, order="exact", reproducible=True)
