@@ -159,9 +159,9 @@ def _correct(values: _Array, fmt: FloatFormat, policy: Policy, codes: Codes) -> 
         if policy.zero == "nan":
             codes[values == 0] = nan_code(fmt, policy.nan, negative=False)
         if policy.lowest == "zero":
-            smallest, second = (float(reference.magnitude_value(fmt, m)) for m in (0, 1))
-            near = (values > 0) & (values < second) & (values != smallest)
-            codes[near] = (policy.rounding == "up") | (values[near] > smallest)
+            second = float(reference.magnitude_value(fmt, 1))
+            near = (values > 0) & (values < second)
+            codes[near] = (policy.rounding == "up") | ((policy.rounding != "toward_zero") & (values[near] > second / 2))
     if policy.overflow == "ieee_early" and fmt.nan_codes:
         for negative in {False, fmt.signed}:
             if not points_inward(policy.rounding, negative):

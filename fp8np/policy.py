@@ -47,7 +47,7 @@ under ``positive``.
 rounding that points towards zero stops at zero.
 
 **zero**, for formats without a zero (MX scales): ``smallest`` or ``nan``. **lowest**, for the same: ``value``, or ``zero`` if the
-smallest value counts as zero while numbers near it are rounded, as in code that rounds the exponent field of a float32.
+smallest value counts as zero while numbers below the second are rounded, as in code that rounds the exponent field of a float32.
 
 **via**: None, or ``float16``: the source is rounded to float16 (to nearest even) first, as conversions do that exist from float16 only.
 """
@@ -154,8 +154,13 @@ PRESETS: Mapping[str, Mapping[str, Policy]] = MappingProxyType(
         "cuda_zero_nosat": _scale("ieee", "toward_zero"),
         "ocp_sat": _preset(SATURATE, *_OCP),
         "ocp_nonsat": _preset(IEEE, *_OCP),
-        "onnx_sat": _preset(SATURATE, *_OCP, *_FNUZ),
-        "onnx_nosat": _preset(IEEE, *_OCP, *_FNUZ),
+        # The reference implementation of Cast; Operators.md would have infinity become the largest scale.
+        "onnx_sat": _preset(SATURATE, *_OCP, *_FNUZ) | _scale("propagate", "up", lowest="zero"),
+        "onnx_nosat": _preset(IEEE, *_OCP, *_FNUZ) | _scale("ieee", "up", lowest="zero"),
+        "onnx_down_sat": _scale("propagate", "toward_zero"),
+        "onnx_down_nosat": _scale("ieee", "toward_zero"),
+        "onnx_nearest_sat": _scale("propagate", "nearest_away", lowest="zero"),
+        "onnx_nearest_nosat": _scale("ieee", "nearest_away", lowest="zero"),
         # Numbers of the finite domain clamp in v4.0 of 2026-06-26; drafts since then make them NaN, which is overflow="ieee".
         "p3109_satnone": dict.fromkeys(_EXTENDED, IEEE) | dict.fromkeys(_FINITE, Policy(negative="nan")),
         "p3109_satfinite": dict.fromkeys([*_EXTENDED, *_FINITE], SATURATE),

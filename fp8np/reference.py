@@ -140,12 +140,15 @@ def encode(
 def _rounded(fmt: FloatFormat, value: Fraction, negative: bool, policy: Policy, random_bits: tuple[int, int]) -> int:
     # The magnitude of value > 0, the exponent unbounded.
     low = floor_magnitude(fmt, value)
-    below, above = (magnitude_value(fmt, m) for m in (max(low, 0), max(low, 0) + 1))
-    if not fmt.has_zero and low <= 0 and value != below:
-        if policy.lowest == "zero":
-            below, low = Fraction(0), 0
-        elif low < 0:
+    if not fmt.has_zero and low <= 0:
+        second = magnitude_value(fmt, 1)
+        if policy.lowest == "zero" and value < second:
+            # Between 0 and the second value, as though code 0 were zero; the one tie goes to it.
+            nearest = policy.rounding in ("nearest_even", "nearest_away")
+            return int(2 * value > second if nearest else _away(0, value / second, policy.rounding, negative, random_bits))
+        if low < 0:
             return 0
+    below, above = magnitude_value(fmt, low), magnitude_value(fmt, low + 1)
     return low + _away(low, (value - below) / (above - below), policy.rounding, negative, random_bits)
 
 
