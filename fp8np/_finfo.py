@@ -22,7 +22,7 @@ class FormatInfo:
             first power of two that overflows.
         eps, epsneg: distance from 1 to the next larger and to the next smaller value.
         max, min, tiny, smallest_normal, smallest_subnormal: see `FloatFormat`.
-        precision: decimal digits that survive, at least 1 as in ml_dtypes. resolution: 10**-precision.
+        precision: decimal digits that survive, for 8 bits at least 1, as in ml_dtypes. resolution: 10**-precision.
         dtype: canonical name of the format.
     """
 
@@ -49,7 +49,8 @@ class FormatInfo:
 @lru_cache(maxsize=256)
 def _finfo(fmt: FloatFormat) -> FormatInfo:
     m = fmt.mantissa_bits
-    precision = max(1, int(m * math.log10(2)))
+    precision = max(int(fmt.bits == 8), int(m * math.log10(2)))
+    below_one = m + (fmt.min_exponent < 0)  # 1 may be the smallest normal value, with the subnormals' spacing below it
     return FormatInfo(
         dtype=fmt.name,
         bits=fmt.bits,
@@ -57,11 +58,11 @@ def _finfo(fmt: FloatFormat) -> FormatInfo:
         nmant=m,
         iexp=fmt.exponent_bits,
         machep=-m,
-        negep=-m - 1,
+        negep=-below_one,
         minexp=fmt.min_exponent,
         maxexp=fmt.max_exponent + 1,
         eps=fmt.eps,
-        epsneg=fmt.eps / 2,
+        epsneg=2.0**-below_one,
         max=fmt.max,
         min=fmt.min,
         tiny=fmt.smallest_normal,

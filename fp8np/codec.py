@@ -147,17 +147,17 @@ def encode_exact_floats(
 def _correct(values: _Array, fmt: FloatFormat, policy: Policy, codes: Codes) -> None:
     # What the kernels do not know, since few formats and policies need it.
     if not fmt.signed:
-        below = values < 0
+        below, nan = values < 0, nan_code(fmt, "keep_sign", negative=True)
         if policy.negative == "zero" or (policy.negative == "range" and fmt.has_zero and policy.overflow in ("saturate", "propagate")):
             codes[below] = 0
         elif fmt.has_zero:
             inward = points_inward(policy.rounding, negative=True) & np.isfinite(values)
-            codes[below] = np.where(inward | (codes == 0), 0, nan_code(fmt, policy.nan, negative=True))[below]
+            codes[below] = np.where(inward | (codes == 0), 0, nan)[below]
         else:
-            codes[below] = nan_code(fmt, policy.nan, negative=True)
+            codes[below] = nan
     if not fmt.has_zero:
         if policy.zero == "nan":
-            codes[values == 0] = nan_code(fmt, policy.nan, negative=False)
+            codes[values == 0] = nan_code(fmt, "keep_sign", negative=False)
         if policy.lowest == "zero":
             second = float(reference.magnitude_value(fmt, 1))
             near = (values > 0) & (values < second)

@@ -14,7 +14,7 @@ name            finite value beyond the largest     infinity
 ==============  ==================================  =====================================================
 
 Formats without infinity and NaN saturate under every policy. Under ``ieee`` a rounding that points towards zero stops at the
-largest value (IEEE 754-2019, section 7.4). A NaN made by overflow keeps the sign of its source, whatever the NaN policy.
+largest value (IEEE 754-2019, section 7.4). A NaN made by leaving the range keeps the sign of its source, whatever the NaN policy.
 
 **rounding**: ``nearest_even``, ``nearest_away``, ``toward_zero``, ``up`` (to +infinity), ``down``, ``odd`` (an inexact number
 becomes the neighbour whose code is odd), and the three of IEEE P3109 v4.0 that add N random bits R to the discarded fraction nu;

@@ -113,7 +113,7 @@ def encode(
         return nan_code(fmt, nan, minus) | (_payload(fmt, x) if nan == "payload" else 0)
     if x == 0:
         if not fmt.has_zero:
-            return nan_code(fmt, nan, minus) if zero == "nan" else 0
+            return nan_code(fmt, "keep_sign", minus) if zero == "nan" else 0
         return fmt.sign_bit if minus and fmt.has_negative_zero else 0
     if minus and not fmt.signed:
         if negative == "magnitude":
@@ -125,7 +125,7 @@ def encode(
     inward = points_inward(rounding, minus) and not infinite
     if minus and not fmt.signed:
         # Below the range, and not clamped: NaN, unless it rounds to zero.
-        return 0 if fmt.has_zero and (inward or magnitude == 0) else nan_code(fmt, nan, minus)
+        return 0 if fmt.has_zero and (inward or magnitude == 0) else nan_code(fmt, "keep_sign", minus)
 
     sign = fmt.sign_bit if minus else 0
     beyond = magnitude > fmt.max_magnitude or (overflow == "ieee_early" and not -fmt.max <= x <= fmt.max)

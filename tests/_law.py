@@ -20,7 +20,7 @@ from fp8np.formats import FORMATS, FloatFormat
 BIASED = tuple(FORMATS[name].with_bias(bias) for name, bias in (("float8_e4m3", 3), ("float8_e4m3", 15), ("float8_e5m2", 62)))
 ALL_FORMATS = (*FORMATS.values(), *BIASED)
 SIGNED_FORMATS = tuple(f for f in ALL_FORMATS if f.signed)
-DETERMINISTIC = ("nearest_even", "nearest_away", "toward_zero", "up", "down")
+DETERMINISTIC = ("nearest_even", "nearest_away", "toward_zero", "up", "down", "odd")
 # The biases at the ends, where float32 has no exponent to spare.
 EXTREME = tuple(FORMATS[name].with_bias(bias) for name in ("float8_e5m2", "float8_e3m4", "float8_e4m3fnuz") for bias in (0, 127))
 
@@ -51,7 +51,7 @@ def _cells(fmt: FloatFormat, overflow: str, rounding: str, negative: bool) -> An
     # The overflow policy has a say at the ends only: asking the law elsewhere again would take most of the tests' time.
     codes = _cells(fmt, "saturate", rounding, negative).copy()
     for i, p in enumerate(probes):
-        if p == 0 or abs(p) >= fmt.max:
+        if p == 0 or abs(p) >= fmt.max or (negative and not fmt.signed):
             codes[i] = reference.encode(fmt, p, overflow=overflow, rounding=rounding)
     return codes
 

@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
+import csv
 import math
 import pickle
+from pathlib import Path
 
 import numpy as np
 import pytest
 from _law import ALL_FORMATS, EXTREME
 
+import fp8np
 from fp8np import reference
-from fp8np.errors import FormatError
 from fp8np._finfo import FormatInfo, finfo
+from fp8np.errors import FormatError
 from fp8np.formats import FORMATS, FloatFormat, Specials, formats, get_format
 
 ml_dtypes = pytest.importorskip("ml_dtypes")
 
 # name: bias, max, its code, smallest normal, smallest subnormal, +Inf, NaN codes, distinct finite values.
-# OFP8 1.0 tables 1 and 2 (e5m2, e4m3fn); arXiv 2206.02915 (fnuz); arXiv 2309.14592 table 1 (e3m4fn); MX 1.0 5.4.1 (e8m0fnu).
+# OFP8 1.0 tables 1 and 2 (e5m2, e4m3fn); arXiv 2206.02915 (fnuz); arXiv 2309.14592 table 1 (e3m4fn); MX 1.0 5.3 and 5.4.1.
 SPECIFIED = {
     "float8_e5m2": (15, 57344, 0x7B, 2**-14, 2**-16, 0x7C, 6, 247),
     "float8_e5m2fnuz": (16, 57344, 0x7F, 2**-15, 2**-17, None, 1, 255),
@@ -28,11 +31,35 @@ SPECIFIED = {
     "float8_e3m4": (3, 15.5, 0x6F, 2**-2, 2**-6, 0x70, 30, 223),
     "float8_e3m4fn": (3, 30, 0x7E, 2**-2, 2**-6, None, 2, 253),
     "float8_e8m0fnu": (127, 2.0**127, 0xFE, 2.0**-127, 2.0**-127, None, 1, 255),
+    "float6_e3m2fn": (3, 28, 0x1F, 2**-2, 2**-4, None, 0, 63),
+    "float6_e2m3fn": (1, 7.5, 0x1F, 1, 2**-3, None, 0, 63),
+    "float4_e2m1fn": (1, 6, 0x07, 1, 2**-1, None, 0, 15),
 }
+P3109 = [name for name in formats() if name.startswith("binary8p")]
+TABLES = Path(fp8np.__file__).parent / "verify" / "data" / "p3109_k8_values.csv"
 
 
 def test_every_format_is_specified() -> None:
-    assert tuple(SPECIFIED) == formats()
+    assert [*SPECIFIED, *P3109] == list(formats())
+
+
+def test_every_value_of_p3109() -> None:
+    # The working group's value tables: 30 formats, 256 codes each.
+    with TABLES.open(encoding="utf-8", newline="") as file:
+        header, *rows = csv.reader(file)
+    assert sorted(name.lower() for name in header[1:]) == sorted(P3109)
+    assert len(rows) == 256
+    for column, name in enumerate(header[1:], 1):
+        for row in rows:
+            value = float(reference.decode(get_format(name), int(row[0], 16)))
+            expected = float.fromhex(row[column])
+            assert value == expected or (math.isnan(value) and math.isnan(expected)), (name, row[0])
+
+
+@pytest.mark.parametrize(("theirs", "ours"), [("binary8p4sf", "e4m3fnuz"), ("binary8p3sf", "e5m2fnuz")])
+def test_finite_p3109_formats_that_exist_under_other_names(theirs: str, ours: str) -> None:
+    a, b = get_format(theirs), get_format(ours)
+    assert (a.exponent_bits, a.mantissa_bits, a.bias, a.specials) == (b.exponent_bits, b.mantissa_bits, b.bias, b.specials)
 
 
 @pytest.mark.parametrize("name", SPECIFIED)
@@ -41,15 +68,15 @@ def test_facts(name: str) -> None:
     bias, largest, code, normal, subnormal, infinity, nans, finite = SPECIFIED[name]
     assert (f.bias, f.max, f.max_magnitude) == (bias, largest, code)
     assert (f.smallest_normal, f.smallest_subnormal) == (normal, subnormal)
-    assert f.inf_codes == (frozenset() if infinity is None else {infinity, infinity | 0x80})
+    assert f.inf_codes == (frozenset() if infinity is None else {infinity, infinity | f.sign_bit})
     assert len(f.nan_codes) == nans
-    values = [reference.decode(f, c) for c in range(256)]
+    values = [reference.decode(f, c) for c in range(1 << f.bits)]
     assert len({v for v in values if math.isfinite(v)}) == finite
 
 
 @pytest.mark.parametrize("f", [*ALL_FORMATS, *EXTREME], ids=str)
 def test_derived_facts_hold_on_all_codes(f: FloatFormat) -> None:
-    values = {c: reference.decode(f, c) for c in range(256)}
+    values = {c: reference.decode(f, c) for c in range(1 << f.bits)}
     assert {c for c, v in values.items() if math.isnan(v)} == f.nan_codes
     assert {c for c, v in values.items() if math.isinf(v)} == f.inf_codes
     assert f.has_inf == any(math.isinf(v) for v in values.values())
@@ -101,6 +128,8 @@ def test_bias_of_gaudi() -> None:
         ("int4", "known: float8_e5m2, "),
         ("e4m3@200", "0..127"),
         ("e8m0fnu@3", "signed"),
+        ("e2m1fn@3", "8 bits"),
+        ("binary8p4s", "binary8p4s[ef]"),
         (np.dtype(np.float32), "float32"),
         (None, "None"),
     ],
@@ -110,9 +139,9 @@ def test_unknown_formats_are_refused_with_a_hint(name: object, message: str) -> 
         get_format(name)
 
 
-def test_a_format_that_does_not_fill_a_byte_is_refused() -> None:
-    with pytest.raises(FormatError, match="8 bits"):
-        FloatFormat("float8_e4m4", 4, 4, 7, Specials.IEEE, "nowhere")
+def test_a_format_of_more_than_a_byte_is_refused() -> None:
+    with pytest.raises(FormatError, match="3 to 8 bits, got 9"):
+        FloatFormat("float9_e4m4", 4, 4, 7, Specials.IEEE, "nowhere")
     with pytest.raises(FormatError, match="exponent bit"):
         FloatFormat("float8_e0m7", 0, 7, 7, Specials.IEEE, "nowhere")
 

@@ -322,7 +322,9 @@ def encode_f64(x: Any, rule: Any, random: Any, width: int, out: Any) -> None:
 
 def encode_f32_any(x: Any, rule: Any, out: Any) -> None:
     """As `encode_f32`, for every format; ten times slower."""
-    encode_f64(x.astype(np.float64), rule, _NO_RANDOM_BITS, 0, out)
+    with np.errstate(invalid="ignore"):  # a signalling NaN
+        wide = x.astype(np.float64)
+    encode_f64(wide, rule, _NO_RANDOM_BITS, 0, out)
 
 
 def quantize_f32_any(x: Any, scale: Any, rule: Any, out: Any) -> None:

@@ -15,6 +15,11 @@ from fp8np.kernels._jit import exact
 from fp8np.kernels._table import kernel
 from fp8np.kernels._threads import parallel_for
 
+__all__ = ["STRIP", "exact_sum", "round_sums"]
+
+STRIP = 128
+"""Sums that are computed side by side."""
+
 
 @exact
 def _two_sum(x: float, y: float) -> Any:
@@ -51,36 +56,57 @@ def _expansion(parts: Doubles, i: int, terms: Doubles) -> Any:
 
 
 @exact
-def _exact_sum(parts: Doubles, out: Floats, start: int, stop: int) -> None:
-    P = parts.shape[0]
-    terms = np.empty(P, np.float64)
-    for i in range(start, stop):
-        # Two numbers nearly always hold the sum; the general way takes three to four times as long.
-        high = 0.0
-        rest = 0.0
-        lost = 0.0
-        for p in range(P):
-            high, error = _two_sum(high, parts[p, i])
-            rest, error = _two_sum(rest, error)
-            lost += abs(error)
-        if lost == 0.0:
-            high, rest = _two_sum(high, rest)
-        else:
-            high, rest = _expansion(parts, i, terms)
+def round_sums(parts: Doubles, first: int, terms: Doubles, sums: Doubles, out: Floats) -> None:
+    """out[j] = the sum of parts[:, first + j], rounded once. f64 (P,) `terms` and (3 * STRIP,) `sums` are scratch; out.size <= STRIP."""
+    n = out.size
+    high = sums[:n]
+    rest = sums[STRIP : STRIP + n]
+    lost = sums[2 * STRIP : 2 * STRIP + n]
+    for j in range(n):
+        high[j] = 0.0
+        rest[j] = 0.0
+        lost[j] = 0.0
+    # Two numbers nearly always hold the sum, and are found for a whole strip at a time; the general way is one element at a time.
+    for p in range(parts.shape[0]):
+        part = parts[p, first : first + n]
+        for j in range(n):
+            total, error = _two_sum(high[j], part[j])
+            high[j] = total
+            total, error = _two_sum(rest[j], error)
+            rest[j] = total
+            lost[j] += abs(error)
+    for j in range(n):
+        total, error = _two_sum(high[j], rest[j])
+        high[j] = total
+        rest[j] = error
+    for j in range(n):
+        if lost[j] != 0.0:
+            high[j], rest[j] = _expansion(parts, first + j, terms)
+    for j in range(n):
         # The sum lies strictly between `high` and its neighbour on the side of `rest`. Of these two take the one with an odd
         # last bit. That is rounding to odd, after which a second rounding, to fewer than 52 bits, gives what one rounding of
         # the sum would.
-        bits = float64_bits(high)
+        bits = float64_bits(high[j])
         # As arithmetic, because branches on random bits are mispredicted half of the time.
-        outward = 2 * int((rest > 0.0) == (high > 0.0)) - 1
+        outward = 2 * int((rest[j] > 0.0) == (high[j] > 0.0)) - 1
         even = 1 - (bits & 1)
-        out[i] = np.float32(float64_of(bits + outward * even * int(rest != 0.0)))
+        out[j] = np.float32(float64_of(bits + outward * even * int(rest[j] != 0.0)))
+
+
+@exact
+def _exact_sum(parts: Doubles, out: Floats, start: int, stop: int) -> None:
+    # An item is a strip.
+    terms = np.empty(parts.shape[0], np.float64)
+    sums = np.empty(3 * STRIP, np.float64)
+    for item in range(start, stop):
+        first = item * STRIP
+        round_sums(parts, first, terms, sums, out[first : min(first + STRIP, out.size)])
 
 
 def exact_sum(parts: Doubles, out: Floats) -> None:
     """The entry of the row; arguments as in the module's docstring."""
     (terms,) = read_only(parts)
-    parallel_for(lambda start, stop: _exact_sum(terms, out, start, stop), out.size, parts.size * 4)
+    parallel_for(lambda start, stop: _exact_sum(terms, out, start, stop), -(-out.size // STRIP), parts.size)
 
 
 kernel("exact_sum", exact_sum, order="exact, one rounding", reproducible=True)
