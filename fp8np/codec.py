@@ -137,6 +137,8 @@ def encode_exact_floats(
     flat = codes.reshape(-1)
     if values.dtype == np.float32 and policy.rounding == "nearest_even":
         select("encode_f32", fmt)(values.reshape(-1), rule, flat)
+    elif values.dtype == np.float32 and 0 < width <= 16:
+        select("encode_f32_stochastic", fmt)(values.reshape(-1), rule, random, width, flat)
     else:
         with np.errstate(invalid="ignore"):  # a signalling NaN
             wide = values.astype(np.float64, copy=False)
