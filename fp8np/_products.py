@@ -9,14 +9,16 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from fp8np._aligned import aligned_product
 from fp8np._exact import exact_product
+from fp8np.accumulators import Accumulator
 from fp8np.codec import decode_table
-from fp8np.errors import DTypeError, FormatError, PolicyError, ScaleError, ShapeError
+from fp8np.errors import DTypeError, FormatError, ScaleError, ShapeError
+from fp8np.formats import FloatFormat
 from fp8np.kernels._table import select
 from fp8np.tensor import Codes, Floats, QTensor
 
 __all__ = [
-    "ACCUMULATE",
     "Pads",
     "Pair",
     "check_ndim",
@@ -32,9 +34,6 @@ __all__ = [
     "whole_of",
 ]
 
-ACCUMULATE = ("fp32", "exact")
-"""Names of the ways to sum."""
-
 Pair = tuple[int, int]
 Pads = tuple[Pair, Pair]
 """((top, bottom), (left, right))."""
@@ -43,13 +42,11 @@ _ONE = np.ones(1, np.float32)
 _NO_BIAS = np.empty(0, np.float32)
 
 
-def check_operands(name: str, accumulate: str, **operands: Any) -> None:
-    """Refuses operands that are not quantized, and unknown ways to sum."""
+def check_operands(name: str, **operands: Any) -> None:
+    """Refuses operands that are not quantized."""
     for key, operand in operands.items():
         if not isinstance(operand, QTensor):
             raise DTypeError(f"{name}: expected a QTensor for {key}, got {type(operand).__name__}; make one with quantize()")
-    if accumulate not in ACCUMULATE:
-        raise PolicyError(f"{name}: unknown accumulate {accumulate!r}; known: {', '.join(ACCUMULATE)}")
 
 
 def check_ndim(name: str, ndim: int, **operands: QTensor) -> None:
@@ -60,7 +57,9 @@ def check_ndim(name: str, ndim: int, **operands: QTensor) -> None:
 
 
 def check_scale(name: str, key: str, operand: QTensor, axes: tuple[int, ...], allowed: str) -> None:
-    """Refuses a scale that varies along axes over which products are summed."""
+    """Refuses a scale in blocks, or one that varies along axes over which products are summed."""
+    if operand.block is not None:
+        raise ScaleError(f"{name}: {key} is scaled in blocks, as matmul and linear take it; quantize it per tensor or with {allowed}")
     scale = operand.scale
     if scale.ndim and any(scale.shape[axis] != 1 for axis in axes):
         raise ScaleError(
@@ -88,7 +87,7 @@ def scaled(out: Floats, *scales: Floats) -> Floats:
     return out
 
 
-def product(a: QTensor, b: QTensor, batch: tuple[int, ...], accumulate: str, init: Floats | None) -> Floats:
+def product(a: QTensor, b: QTensor, batch: tuple[int, ...], how: Accumulator, init: Floats | None) -> Floats:
     """f32 (*batch, M, N): init + the sum of products, before the scales.
 
     a (..., M, K) and b (..., K, N) with batch axes that broadcast to `batch`; init f32 (*batch, M, N).
@@ -103,14 +102,22 @@ def product(a: QTensor, b: QTensor, batch: tuple[int, ...], accumulate: str, ini
         left = left.reshape(1, Z * M, K)
         shape = (1, Z * M, N)
     start = None if init is None else init.reshape(shape)
-    if accumulate == "exact":
-        out = exact_product(left, a.format, right, b.format, start)
-    else:
-        out = np.zeros(shape, np.float32) if start is None else np.array(start, order="C")
-        gemm = select("gemm", a.format, b.format)
-        tables = decode_table(a.format), decode_table(b.format)
-        gemm(np.ascontiguousarray(left), tables[0], np.ascontiguousarray(right), tables[1], _ONE, _ONE, _NO_BIAS, out)
-    return out.reshape(*batch, M, N)
+    return _sums(left, a.format, right, b.format, how, start).reshape(*batch, M, N)
+
+
+def _sums(a: Codes, a_format: FloatFormat, b: Codes, b_format: FloatFormat, how: Accumulator, init: Floats | None) -> Floats:
+    """f32 (Z, M, N): init and a (Z|1, M, K) @ b (Z|1, N, K)^T, summed as `how` says."""
+    if how.kind == "exact":
+        return exact_product(a, a_format, b, b_format, init)
+    Z = max(len(a), len(b)) if len(a) and len(b) else 0
+    out = np.zeros((Z, a.shape[1], b.shape[1]), np.float32) if init is None else np.array(init, order="C")
+    if how.kind == "aligned":
+        aligned_product(a, a_format, b, b_format, how, out)
+        return out
+    gemm = select("gemm" if how.kind == "fp32" else "gemm_sequential", a_format, b_format)
+    tables = decode_table(a_format), decode_table(b_format)
+    gemm(np.ascontiguousarray(a), tables[0], np.ascontiguousarray(b), tables[1], _ONE, _ONE, _NO_BIAS, out)
+    return out
 
 
 def _batched(codes: Codes, batch: tuple[int, ...]) -> Codes:
@@ -163,7 +170,7 @@ def _check_zero(name: str, x: QTensor, why: str) -> None:
 
 
 def convolve(
-    name: str, x: QTensor, w: QTensor, bias: Any, stride: Pair, pads: Pads, dilation: Pair, groups: int, accumulate: str
+    name: str, x: QTensor, w: QTensor, bias: Any, stride: Pair, pads: Pads, dilation: Pair, groups: int, how: Accumulator
 ) -> Floats:
     """f32 (B, O, Ho, Wo), scales and bias applied. Negative padding crops. x (B, C, H, W), w (O, C/G, kh, kw)."""
     (B, C, H, W), (O, per_group, kh, kw) = x.shape, w.shape  # noqa: E741 - the alphabet
@@ -184,8 +191,8 @@ def convolve(
     size = (inside[0] - reach[0]) // stride[0] + 1, (inside[1] - reach[1]) // stride[1] + 1
     shift = None if bias is None else float32_of(name, "bias", bias, (O,))
     out: Floats
-    if accumulate == "exact":
-        out = _exact_convolution(x, w, stride, pads, dilation, groups, size)
+    if how.kind != "fp32":
+        out = _gathered_convolution(x, w, stride, pads, dilation, groups, size, how)
     else:
         out = np.empty((B, O, *size), np.float32)
         geometry = np.array([*stride, pads[0][0], pads[1][0], *dilation, groups], np.int64)
@@ -218,7 +225,7 @@ def transposed(
     extra: Pair,
     dilation: Pair,
     groups: int,
-    accumulate: str,
+    how: Accumulator,
 ) -> Floats:
     """f32 (B, O, Ho, Wo), scales and bias applied. x (B, C, H, W), w (C, O/G, kh, kw).
 
@@ -242,7 +249,7 @@ def transposed(
     x = _spread(name, x, stride)
     if x.shape[2] + sum(pads[0]) <= full[0] or x.shape[3] + sum(pads[1]) <= full[1]:
         raise ShapeError(f"{name}: padding {removed} removes all of the result")
-    return convolve(name, x, filters, bias, (1, 1), pads, dilation, groups, accumulate)
+    return convolve(name, x, filters, bias, (1, 1), pads, dilation, groups, how)
 
 
 def _spread(name: str, x: QTensor, stride: Pair) -> QTensor:
@@ -257,7 +264,9 @@ def _spread(name: str, x: QTensor, stride: Pair) -> QTensor:
     return QTensor(codes, x.format, x.scale)
 
 
-def _exact_convolution(x: QTensor, w: QTensor, stride: Pair, pads: Pads, dilation: Pair, groups: int, size: Pair) -> Floats:
+def _gathered_convolution(
+    x: QTensor, w: QTensor, stride: Pair, pads: Pads, dilation: Pair, groups: int, size: Pair, how: Accumulator
+) -> Floats:
     """f32 (B, O, Ho, Wo) through a matrix of the codes that each output pixel reads: K bytes a pixel."""
     B, C = x.shape[:2]
     O, per_group, kh, kw = w.shape  # noqa: E741 - the alphabet
@@ -274,5 +283,5 @@ def _exact_convolution(x: QTensor, w: QTensor, stride: Pair, pads: Pads, dilatio
         rows = slice(g * (O // groups), (g + 1) * (O // groups))
         filters = w.codes[rows].reshape(1, O // groups, per_group * kh * kw)
         pixels = windows[:, g * per_group : (g + 1) * per_group].reshape(B, per_group * kh * kw, math.prod(size))
-        out[:, rows] = exact_product(filters, w.format, pixels.swapaxes(1, 2), x.format)
+        out[:, rows] = _sums(filters, w.format, pixels.swapaxes(1, 2), x.format, how, None)
     return out.reshape(B, O, *size)

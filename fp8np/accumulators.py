@@ -51,6 +51,10 @@ class Accumulator:
             once), ``"sequential"`` (float32, k ascending, product and sum rounded one after the other) or ``"aligned"``. All
             fields below but the last two are for ``"aligned"`` alone.
         group: products summed in a step.
+        order: the order in which products are taken, as a permutation of so many numbers, repeated along K; K is filled up with
+            zeros to a whole number of them. Empty: as they come.
+        operand_exponent: the exponent of all operands below 2**operand_exponent; None is that of their format's smallest normal
+            value. A unit that converts its operands to float16 first has -14.
         interleave: sums kept apart in a step: product i of it goes to sum i mod interleave.
         fraction_bits: bits kept below the largest exponent of a sum when its terms are aligned; None keeps all.
         alignment: what becomes of the bits beyond in sums, and in c, with ``"after"``: ``"toward_zero"`` cuts magnitudes,
@@ -79,6 +83,8 @@ class Accumulator:
     name: str
     kind: str
     group: int = 0
+    order: tuple[int, ...] = ()
+    operand_exponent: int | None = None
     interleave: int = 1
     fraction_bits: int | None = None
     alignment: str = "toward_zero"
@@ -122,9 +128,15 @@ class Accumulator:
             raise PolicyError(f"{self}: sum_fraction_bits, interleave and alignment='floor' go with addend='after'")
         if bits is None and self.output_fraction_bits != 23:
             raise PolicyError(f"{self}: exact groups (fraction_bits=None) round to float32: expected 23 output_fraction_bits")
-        every = self.promote_every
+        if self.operand_exponent is not None and (not _whole(self.operand_exponent) or not -127 <= self.operand_exponent <= 0):
+            raise PolicyError(f"{self}: expected operand_exponent to be None or -127 to 0, got {self.operand_exponent!r}")
+        size, every = len(self.order), self.promote_every
+        if sorted(self.order) != list(range(size)) or size % self.group:
+            raise PolicyError(f"{self}: expected order to be a permutation of a multiple of {self.group} numbers, got {self.order}")
         if every is not None and (not _whole(every) or every < 1 or every % self.group):
             raise PolicyError(f"{self}: expected promote_every to be a positive multiple of its group of {self.group}, got {every!r}")
+        if every is not None and size and every % size:
+            raise PolicyError(f"{self}: expected promote_every to be a multiple of the {size} products of its order, got {every}")
 
     def __str__(self) -> str:
         return self.name
@@ -134,60 +146,59 @@ def _whole(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
 
 
-_MMA_SIM = "arXiv 2511.10909; github.com/microsoft/MMA-Sim"
-_NVIDIA_NAN = 0x7FFFFFFF
+_MMA_SIM = "Xie et al., arXiv 2511.10909, and their model, github.com/microsoft/MMA-Sim"
+_BY_PAIRS = tuple(4 * i + j for half in (0, 2) for i in range(8) for j in (half, half + 1))
+_LAW = "fp8np.reference_sum, the definition in exact arithmetic"
 
 
 def _table(*rows: Accumulator) -> Mapping[str, Accumulator]:
     return MappingProxyType({row.name: row for row in rows})
 
 
-ACCUMULATORS: Mapping[str, Accumulator] = _table(
-    Accumulator("fp32", "fp32", source="IEEE 754-2019 binary32"),
-    Accumulator("exact", "exact", source="IEEE P3109 v4.0, BlockDotProduct"),
-    Accumulator("sequential", "sequential", source="IEEE 754-2019 binary32"),
-    Accumulator(
-        "hopper",
+def _nvidia(
+    name: str, group: int, fraction_bits: int, output_fraction_bits: int, source: str, verified: str = "publication"
+) -> Accumulator:
+    return Accumulator(
+        name,
         "aligned",
-        group=32,
-        fraction_bits=13,
-        output_fraction_bits=13,
+        group=group,
+        fraction_bits=fraction_bits,
+        output_fraction_bits=output_fraction_bits,
         output_rounding="toward_zero",
-        nan_code=_NVIDIA_NAN,
-        source=_MMA_SIM,
-        verified="silicon: NVIDIA H100, wgmma and torch._scaled_mm",
+        nan_code=0x7FFFFFFF,
+        source=source,
+        verified=verified,
+    )
+
+
+ACCUMULATORS: Mapping[str, Accumulator] = _table(
+    Accumulator("fp32", "fp32", source="IEEE 754-2019 binary32", verified=_LAW),
+    Accumulator("exact", "exact", source="IEEE P3109 Interim Report v4.0, BlockDotProduct", verified=_LAW),
+    Accumulator("sequential", "sequential", source="IEEE 754-2019 binary32", verified=_LAW),
+    _nvidia(
+        "hopper",
+        32,
+        13,
+        13,
+        "wgmma on 8-bit floats; " + _MMA_SIM,
+        "silicon: NVIDIA H100, wgmma (E4M3, E5M2, E4M3 x E5M2) and torch._scaled_mm",
     ),
     Accumulator(
         "hopper_mma",
         "aligned",
-        group=32,
-        fraction_bits=25,
-        output_rounding="toward_zero",
-        nan_code=_NVIDIA_NAN,
-        source=_MMA_SIM,
-        verified="publication",
-    ),
-    Accumulator(
-        "ada",
-        "aligned",
         group=16,
-        fraction_bits=13,
-        output_fraction_bits=13,
-        output_rounding="toward_zero",
-        nan_code=_NVIDIA_NAN,
-        source=_MMA_SIM,
-        verified="publication",
-    ),
-    Accumulator(
-        "blackwell",
-        "aligned",
-        group=32,
+        order=_BY_PAIRS,
+        operand_exponent=-14,
         fraction_bits=25,
         output_rounding="toward_zero",
-        nan_code=_NVIDIA_NAN,
-        source=_MMA_SIM,
-        verified="publication",
+        nan_code=0x7FFFFFFF,
+        promote_every=32,
+        source="mma.sync m16n8k32 on 8-bit floats, compute capability 9.0, as measured: two products of float16, k = 0, 1, 4, 5, ... "
+        "and k = 2, 3, 6, 7, ..., summed from zero, then added to c in float32",
+        verified="silicon: NVIDIA H100, mma.sync (E4M3, E5M2, E4M3 x E5M2)",
     ),
+    _nvidia("ada", 16, 13, 13, "mma.sync m16n8k32, in two halves of K; " + _MMA_SIM),
+    _nvidia("blackwell", 32, 25, 23, "tcgen05.mma kind::f8f6f4, and mma.sync, without block scales; " + _MMA_SIM),
     Accumulator(
         "cdna3",
         "aligned",
@@ -197,11 +208,26 @@ ACCUMULATORS: Mapping[str, Accumulator] = _table(
         alignment="floor",
         addend="after",
         sum_fraction_bits=31,
-        source=_MMA_SIM,
+        source="v_mfma_f32_*_fp8/bf8 (fnuz formats); " + _MMA_SIM + ". The code of NaN is not published",
         verified="publication",
     ),
-    Accumulator("amx", "aligned", group=64, addend="rounded", source="GCC testsuite", verified="publication"),
-    Accumulator("arm", "aligned", group=4, source="Arm ARM, FDOT (4-way)", verified="publication"),
+    Accumulator(
+        "amx",
+        "aligned",
+        group=64,
+        addend="rounded",
+        nan_code=0xFFC00000,
+        source="TDPBF8PS, TDPHF8PS and mixed, full tiles of 64 products a row: the model in GCC's testsuite (i386/amxfp8-*-2.c)",
+        verified="publication",
+    ),
+    Accumulator(
+        "arm",
+        "aligned",
+        group=4,
+        source="FDOT (4-way, FP8 to FP32), Arm Architecture Reference Manual: a fused sum of products, added without intermediate "
+        "rounding; FPMR.LSCALE = 0. Rounding to nearest even and the code of NaN are assumed",
+        verified="publication",
+    ),
 )
 """Every accumulator by name."""
 

@@ -1,12 +1,19 @@
-"""Products of quantized tensors: `matmul`, and convolutions.
+"""Products of quantized tensors: `matmul`, `linear`, and convolutions.
 
 All take `QTensor`s of any two formats and give float32. What is summed are products of the codes' values; scales multiply on the
-way out. How the sum is rounded is the caller's choice:
+way out. How the sum is rounded is the caller's choice, ``accumulate=``, a name of `fp8np.accumulators.ACCUMULATORS` or an
+`Accumulator`:
 
-- ``accumulate="fp32"``: k ascending, one float32 rounding a term. With u = 2**-24, K terms differ from the exact sum by at most
-  ``gamma(K) * sum |a| |b|``, gamma(K) = K u / (1 - K u).
-- ``accumulate="exact"``: the exact sum, rounded once to nearest, ties to even, for any K: the same bits on every machine. A sum
+- ``"fp32"``: k ascending, one float32 rounding a term. With u = 2**-24, K terms differ from the exact sum by at most
+  ``gamma(K) * sum |a| |b|``, gamma(K) = K u / (1 - K u). A faster kernel may come to add in another order, within this bound.
+- ``"exact"``: the exact sum, rounded once to nearest, ties to even, for any K: the same bits on every machine. A sum
   of zero gives +0.
+- ``"sequential"``: what a plain loop does in float32: k ascending, each product rounded, then each sum.
+- ``"hopper"`` and others: the sums of matrix units of that name, in steps; ``promote_every=`` restarts them from zero every so
+  many products, and adds the parts in float32.
+
+The k of a convolution run over input channels, then rows and columns of the filter; zeros of padding, and those that a transposed
+convolution puts between the values of x, are terms like any other.
 
 NaN and infinity behave as in any sum of products: NaN where a NaN takes part, where infinity meets zero and where infinities
 of both signs meet.
@@ -14,6 +21,7 @@ of both signs meet.
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -34,19 +42,28 @@ from fp8np._products import (
     transposed,
     whole_of,
 )
-from fp8np.errors import ShapeError
+from fp8np.accumulators import Accumulator, resolve_accumulate
+from fp8np.errors import PolicyError, ShapeError
 from fp8np.tensor import Floats, QTensor
 
-__all__ = ["conv1d", "conv2d", "conv_transpose1d", "conv_transpose2d", "matmul"]
+__all__ = ["conv1d", "conv2d", "conv_transpose1d", "conv_transpose2d", "linear", "matmul"]
 
 
-def matmul(a: QTensor, b: QTensor, *, accumulate: str = "fp32", init: npt.ArrayLike | None = None) -> Floats:
+def matmul(
+    a: QTensor,
+    b: QTensor,
+    *,
+    accumulate: str | Accumulator = "fp32",
+    promote_every: int | None = None,
+    init: npt.ArrayLike | None = None,
+) -> Floats:
     """The matrix product ``a @ b``, with the shapes and broadcasting of `numpy.matmul`.
 
     Args:
         a: (..., M, K) or (K,). Its scale may vary over batch axes and M, not over K.
         b: (..., K, N) or (K,). Its scale may vary over batch axes and N, not over K.
-        accumulate: ``"fp32"`` or ``"exact"``; see the module's docstring.
+        accumulate: a name or an `Accumulator`; see the module's docstring.
+        promote_every: None for the accumulator's own, or products in a part; see the module's docstring.
         init: float32, broadcastable to the result: what the sum starts from, in units of products of the codes' values,
             that is before the scales.
 
@@ -56,7 +73,7 @@ def matmul(a: QTensor, b: QTensor, *, accumulate: str = "fp32", init: npt.ArrayL
 
     Raises:
         DTypeError: an operand is not a QTensor, or init is not float32. ShapeError: the shapes do not fit.
-        ScaleError: a scale varies along K. PolicyError: accumulate is unknown.
+        ScaleError: a scale varies along K. PolicyError: accumulate is unknown, or promote_every does not fit it.
 
     >>> import numpy as np
     >>> a = QTensor(np.array([[0x38, 0x40]], np.uint8), "e4m3fn", scale=0.5)  # 1, 2
@@ -64,7 +81,10 @@ def matmul(a: QTensor, b: QTensor, *, accumulate: str = "fp32", init: npt.ArrayL
     >>> matmul(a, b)
     array([[1.75]], dtype=float32)
     """
-    check_operands("matmul", accumulate, a=a, b=b)
+    how = resolve_accumulate("matmul", accumulate, promote_every)
+    check_operands("matmul", a=a, b=b)
+    if a.block is not None or b.block is not None:
+        return _in_blocks("matmul", a, b, how, init)
     if a.ndim == 0 or b.ndim == 0:
         raise ShapeError(f"matmul: expected at least one axis, got a {a.shape} and b {b.shape}; multiply scalars as numbers")
     left = _with_axis(a, 0) if a.ndim == 1 else a
@@ -80,12 +100,80 @@ def matmul(a: QTensor, b: QTensor, *, accumulate: str = "fp32", init: npt.ArrayL
         raise ShapeError(f"matmul: the batch axes of a {a.shape} and b {b.shape} do not broadcast") from None
     shape = (*batch, *([M] if a.ndim > 1 else []), *([N] if b.ndim > 1 else []))
     start = None if init is None else float32_of("matmul", "init", init, shape).reshape(*batch, M, N)
-    return scaled(product(left, right, batch, accumulate, start), left.scale, right.scale).reshape(shape)
+    return scaled(product(left, right, batch, how, start), left.scale, right.scale).reshape(shape)
 
 
 def _with_axis(q: QTensor, axis: int) -> QTensor:
     """A vector as a matrix."""
     return QTensor(np.expand_dims(q.codes, axis), q.format, np.expand_dims(q.scale, axis) if q.scale.ndim else q.scale)
+
+
+def linear(
+    x: QTensor,
+    w: QTensor,
+    bias: npt.ArrayLike | None = None,
+    *,
+    accumulate: str | Accumulator = "fp32",
+    promote_every: int | None = None,
+    init: npt.ArrayLike | None = None,
+) -> Floats:
+    """A linear layer: ``x @ w.T + bias``.
+
+    Args:
+        x: (..., K). Its scale may vary over all axes but the last.
+        w: (N, K), scaled per tensor or per output (N, 1).
+        bias: float32 (N,), added after the scales.
+        accumulate: a name or an `Accumulator`; see the module's docstring.
+        promote_every: None for the accumulator's own, or products in a part; see the module's docstring.
+        init: float32, broadcastable to the result: what the sum starts from, before the scales.
+
+    Returns:
+        float32 (..., N): ``(init + sum) * x.scale * w.scale + bias``, rounded to float32 after each operation but the sum.
+
+    Raises:
+        As `matmul`.
+
+    >>> import numpy as np
+    >>> x = QTensor(np.array([0x38, 0x40], np.uint8), "e4m3fn")  # 1, 2
+    >>> w = QTensor(np.full((1, 2), 0x38, np.uint8), "e4m3fn", scale=0.5)
+    >>> linear(x, w, np.float32([0.25]), accumulate="hopper")
+    array([1.75], dtype=float32)
+    """
+    name = "linear"
+    how = resolve_accumulate(name, accumulate, promote_every)
+    check_operands(name, x=x, w=w)
+    check_ndim(name, 2, w=w)
+    N, K = w.shape
+    if x.ndim == 0 or x.shape[-1] != K:
+        raise ShapeError(f"{name}: expected x (..., K) and w (N, K), got x {x.shape} and w {w.shape}: the K differ")
+    shift = None if bias is None else float32_of(name, "bias", bias, (N,))
+    if x.block is not None or w.block is not None:
+        return _plus(_in_blocks(name, x, w.T, how, init), shift)
+    check_scale(name, "x", x, (-1,), "an axis other than the last")
+    check_scale(name, "w", w, (-1,), "axis=0 (N)")
+    shape = (*x.shape[:-1], N)
+    rows = math.prod(shape[:-1])
+    start = None if init is None else float32_of(name, "init", init, shape).reshape(rows, N)
+    flat = QTensor(x.codes.reshape(rows, K), x.format)
+    scale = w.scale[:, 0] if w.scale.ndim else w.scale
+    return _plus(scaled(product(flat, w.T, (), how, start).reshape(shape), x.scale, scale), shift)
+
+
+def _plus(out: Floats, bias: Floats | None) -> Floats:
+    """Adds a bias along the last axis, in place."""
+    if bias is not None:
+        with np.errstate(over="ignore", invalid="ignore"):
+            out += bias
+    return out
+
+
+def _in_blocks(name: str, a: QTensor, b: QTensor, how: Accumulator, init: npt.ArrayLike | None) -> Floats:
+    """The product of operands of which at least one is scaled in blocks."""
+    from fp8np._blocks import block_matmul
+
+    if init is not None:
+        raise PolicyError(f"{name}: init is in units of the codes' products, which block scales do not share; add to the result instead")
+    return block_matmul(a, b, how)
 
 
 def conv2d(
@@ -97,7 +185,8 @@ def conv2d(
     padding: int | str | Pair | Pads = 0,
     dilation: int | Pair = 1,
     groups: int = 1,
-    accumulate: str = "fp32",
+    accumulate: str | Accumulator = "fp32",
+    promote_every: int | None = None,
 ) -> Floats:
     """The 2-d convolution (cross-correlation) of a batch of pictures with filters.
 
@@ -110,7 +199,8 @@ def conv2d(
         padding: zeros around each picture: one number, one each for H and W, ``((top, bottom), (left, right))``, ``"valid"``
             (none), or ``"same"`` (the result has the picture's size; stride 1 only; an odd zero goes to the bottom and right).
         groups: G; group g of the outputs reads group g of the channels.
-        accumulate: ``"fp32"`` or ``"exact"``; see the module's docstring.
+        accumulate: a name or an `Accumulator`; see the module's docstring.
+        promote_every: None for the accumulator's own, or products in a part; see the module's docstring.
 
     Returns:
         float32 (B, O, Ho, Wo): ``sum * (x.scale * w.scale) + bias``, each operation rounded to float32.
@@ -118,7 +208,7 @@ def conv2d(
     Raises:
         DTypeError: an operand is not a QTensor, or bias is not float32. ShapeError: shapes or geometry do not fit.
         ScaleError: a scale varies along an axis that is summed over. FormatError: padding is asked of a format without a
-            zero. PolicyError: accumulate is unknown.
+            zero. PolicyError: accumulate is unknown, or promote_every does not fit it.
 
     >>> import numpy as np
     >>> x = QTensor(np.full((1, 1, 3, 3), 0x38, np.uint8), "e4m3fn")  # ones
@@ -129,12 +219,13 @@ def conv2d(
            [2. , 3. , 2. ]], dtype=float32)
     """
     name = "conv2d"
-    check_operands(name, accumulate, x=x, w=w)
+    how = resolve_accumulate(name, accumulate, promote_every)
+    check_operands(name, x=x, w=w)
     check_ndim(name, 4, x=x, w=w)
     strides = pair_of(name, "stride", stride)
     dilations = pair_of(name, "dilation", dilation)
     pads = pads_of(name, padding, (w.shape[2], w.shape[3]), strides, dilations)
-    return convolve(name, x, w, bias, strides, pads, dilations, groups, accumulate)
+    return convolve(name, x, w, bias, strides, pads, dilations, groups, how)
 
 
 def conv1d(
@@ -146,7 +237,8 @@ def conv1d(
     padding: int | str | Pair = 0,
     dilation: int = 1,
     groups: int = 1,
-    accumulate: str = "fp32",
+    accumulate: str | Accumulator = "fp32",
+    promote_every: int | None = None,
 ) -> Floats:
     """The 1-d convolution of x (B, C, T) with w (O, C/G, k): float32 (B, O, To).
 
@@ -160,13 +252,14 @@ def conv1d(
     array([[[1., 2., 2., 2.]]], dtype=float32)
     """
     name = "conv1d"
-    check_operands(name, accumulate, x=x, w=w)
+    how = resolve_accumulate(name, accumulate, promote_every)
+    check_operands(name, x=x, w=w)
     check_ndim(name, 3, x=x, w=w)
     strides = 1, whole_of(name, "stride", stride)
     dilations = 1, whole_of(name, "dilation", dilation)
     pads: Any = padding if isinstance(padding, str) else ((0, 0), pair_of(name, "padding", padding, least=0))
     pads = pads_of(name, pads, (1, w.shape[2]), strides, dilations)
-    return convolve(name, _flat(x), _flat(w), bias, strides, pads, dilations, groups, accumulate)[:, :, 0]
+    return convolve(name, _flat(x), _flat(w), bias, strides, pads, dilations, groups, how)[:, :, 0]
 
 
 def _flat(q: QTensor) -> QTensor:
@@ -184,7 +277,8 @@ def conv_transpose2d(
     output_padding: int | Pair = 0,
     dilation: int | Pair = 1,
     groups: int = 1,
-    accumulate: str = "fp32",
+    accumulate: str | Accumulator = "fp32",
+    promote_every: int | None = None,
 ) -> Floats:
     """The 2-d transposed convolution: each value of x adds its multiple of a filter to the result, `stride` apart.
 
@@ -197,7 +291,8 @@ def conv_transpose2d(
         padding: rows and columns removed from the result: one number, one each for H and W, or ``((top, bottom), (left, right))``.
         output_padding: rows and columns added at the bottom and right; less than stride or dilation.
         groups: G; group g of the channels adds to group g of the outputs.
-        accumulate: ``"fp32"`` or ``"exact"``; see the module's docstring.
+        accumulate: a name or an `Accumulator`; see the module's docstring.
+        promote_every: None for the accumulator's own, or products in a part; see the module's docstring.
 
     Returns:
         float32 (B, O, Ho, Wo), ``Ho = (H - 1) * stride - top - bottom + dilation * (kh - 1) + output_padding + 1``.
@@ -212,7 +307,8 @@ def conv_transpose2d(
     array([[[[1., 1., 2., 2.]]]], dtype=float32)
     """
     name = "conv_transpose2d"
-    check_operands(name, accumulate, x=x, w=w)
+    how = resolve_accumulate(name, accumulate, promote_every)
+    check_operands(name, x=x, w=w)
     check_ndim(name, 4, x=x, w=w)
     strides = pair_of(name, "stride", stride)
     dilations = pair_of(name, "dilation", dilation)
@@ -220,7 +316,7 @@ def conv_transpose2d(
     if isinstance(padding, str):
         raise ShapeError(f"{name}: expected numbers for padding, got {padding!r}")
     removed = pads_of(name, padding, (w.shape[2], w.shape[3]), strides, dilations)
-    return transposed(name, x, w, bias, strides, removed, extra, dilations, groups, accumulate)
+    return transposed(name, x, w, bias, strides, removed, extra, dilations, groups, how)
 
 
 def conv_transpose1d(
@@ -233,7 +329,8 @@ def conv_transpose1d(
     output_padding: int = 0,
     dilation: int = 1,
     groups: int = 1,
-    accumulate: str = "fp32",
+    accumulate: str | Accumulator = "fp32",
+    promote_every: int | None = None,
 ) -> Floats:
     """The 1-d transposed convolution of x (B, C, T) with w (C, O/G, k): float32 (B, O, To). As `conv_transpose2d`.
 
@@ -244,10 +341,11 @@ def conv_transpose1d(
     array([[[1., 1., 3., 2., 2.]]], dtype=float32)
     """
     name = "conv_transpose1d"
-    check_operands(name, accumulate, x=x, w=w)
+    how = resolve_accumulate(name, accumulate, promote_every)
+    check_operands(name, x=x, w=w)
     check_ndim(name, 3, x=x, w=w)
     strides = 1, whole_of(name, "stride", stride)
     dilations = 1, whole_of(name, "dilation", dilation)
     extra = 0, whole_of(name, "output_padding", output_padding, least=0)
     removed = (0, 0), pair_of(name, "padding", padding, least=0)
-    return transposed(name, _flat(x), _flat(w), bias, strides, removed, extra, dilations, groups, accumulate)[:, :, 0]
+    return transposed(name, _flat(x), _flat(w), bias, strides, removed, extra, dilations, groups, how)[:, :, 0]

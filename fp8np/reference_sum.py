@@ -18,6 +18,8 @@ __all__ = ["dot"]
 
 Number = Fraction | float
 """A finite number that is not -0 as a Fraction; NaN, the infinities and -0.0 as floats."""
+Term = tuple[Fraction, int] | None
+"""A value and the exponent that it is aligned by; None for a zero."""
 
 
 def dot(
@@ -56,6 +58,9 @@ def dot(
     terms = list(zip(left, right, strict=True))
     if how.kind == "exact":
         return _float32_bits(_step_exactly(how, terms, _number(init)), how)
+    if how.order:
+        terms += [(Fraction(0), Fraction(0))] * (-len(terms) % len(how.order))
+        terms = [terms[start + k] for start in range(0, len(terms), len(how.order)) for k in how.order]
     every = how.promote_every or len(terms)
     total = _number(init)
     for start in range(0, len(terms), every):
@@ -79,7 +84,7 @@ def _one_by_one(left: Iterable[Number], right: Iterable[Number], c: float) -> Nu
 def _as_float32(x: float) -> float:
     if math.isnan(x) or math.isinf(x) or x == 0:
         return x
-    return float(_rounded(Fraction(x), 23, nearest=True))
+    return math.copysign(_rounded(Fraction(x), 23, nearest=True), x)
 
 
 def _step_exactly(how: Accumulator, terms: list[tuple[Number, Number]], c: Number) -> Number:
@@ -96,29 +101,21 @@ def _step(how: Accumulator, terms: list[tuple[Number, Number]], c: Number, forma
         return special
     c = Fraction(c)
     nearest = how.output_rounding == "nearest_even"
+    least = [f.min_exponent if how.operand_exponent is None else how.operand_exponent for f in formats]
     products = [
-        (Fraction(x) * Fraction(y), _exponent(Fraction(x), formats[0].min_exponent) + _exponent(Fraction(y), formats[1].min_exponent))
+        (Fraction(x) * Fraction(y), _exponent(Fraction(x), least[0]) + _exponent(Fraction(y), least[1])) if x != 0 and y != 0 else None
         for x, y in terms
-        if x != 0 and y != 0
     ]
-    own = [(c, _exponent(c, -126))] if c else []
+    own = (c, _exponent(c, -126)) if c else None
     if how.addend == "after":
-        sums = [
-            _aligned(how, [p for k, p in enumerate(_all(terms, products)) if k % how.interleave == i and p]) for i in range(how.interleave)
-        ]
-        return _rounded(_joined_after(how, [s for s in sums if s], own), how.output_fraction_bits, nearest=nearest)
-    if how.addend == "aligned":
-        return _rounded(_total(how, products + own), how.output_fraction_bits, nearest=nearest)
-    return _sum32(c, _rounded(_total(how, products), how.output_fraction_bits, nearest=nearest))
+        sums = [_aligned(how, products[i :: how.interleave]) for i in range(how.interleave)]
+        return _rounded(_joined_after(how, sums, own), how.output_fraction_bits, nearest=nearest)
+    total = _aligned(how, [*products, own] if how.addend == "aligned" else products)
+    new = _rounded(total[0] if total else Fraction(0), how.output_fraction_bits, nearest=nearest)
+    return new if how.addend == "aligned" else _sum32(c, new)
 
 
-def _all(terms: list[tuple[Number, Number]], products: list[tuple[Fraction, int]]) -> list[tuple[Fraction, int] | None]:
-    """The products in their places; None where one is zero."""
-    rest = iter(products)
-    return [next(rest) if x != 0 and y != 0 else None for x, y in terms]
-
-
-def _aligned(how: Accumulator, terms: list[tuple[Fraction, int] | None]) -> tuple[Fraction, int] | None:
+def _aligned(how: Accumulator, terms: Sequence[Term]) -> Term:
     """The sum of the terms, each cut at `fraction_bits` below the largest exponent; and that exponent."""
     present = [t for t in terms if t is not None]
     if not present:
@@ -129,24 +126,18 @@ def _aligned(how: Accumulator, terms: list[tuple[Fraction, int] | None]) -> tupl
     return sum((_cut(value, top - how.fraction_bits) for value, _ in present), Fraction(0)), top
 
 
-def _total(how: Accumulator, terms: list[tuple[Fraction, int]]) -> Fraction:
-    result = _aligned(how, list(terms))
-    return result[0] if result else Fraction(0)
-
-
-def _joined_after(how: Accumulator, sums: list[tuple[Fraction, int] | None], own: list[tuple[Fraction, int]]) -> Fraction:
+def _joined_after(how: Accumulator, sums: Sequence[Term], own: Term) -> Fraction:
     """What `addend="after"` makes of the interleaved sums and of c."""
     fraction, wide, floor = how.fraction_bits or 0, how.sum_fraction_bits, how.alignment == "floor"
-    present = [s for s in sums if s is not None]
-    top = max((exponent for _, exponent in present), default=None)
-    total = Fraction(0)
-    if top is not None:
-        total = sum((_cut(value, top - fraction, floor) for value, _ in present), total)
-    last = max([e for e in (top, *(e for _, e in own)) if e is not None], default=0)
+    present = [s for s in sums if s]
+    if not present and not own:
+        return Fraction(0)
+    top = max((exponent for _, exponent in present), default=0)
+    total = sum((_cut(value, top - fraction, floor) for value, _ in present), Fraction(0))
+    last = max(exponent for _, exponent in [*present, *([own] if own else [])])
     total = _cut(total, last - wide - 1, floor)
-    for value, exponent in own:
-        if exponent >= last - fraction - 1:
-            total += _cut(value, last - fraction, floor)
+    if own and own[1] >= last - fraction - 1:
+        total += _cut(own[0], last - fraction, floor)
     return _cut(total, _exponent(total, -126) - wide, floor) if total else total
 
 

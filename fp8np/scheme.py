@@ -6,15 +6,19 @@ Shapes of the scale, for a weight of shape (O, I, 3, 3) and an activation of sha
 |---|---|---|
 | `PerTensor()` | () | () |
 | `PerChannel(0)` | (O, 1, 1, 1) | |
+| `PerBlock((128, 128))` of a matrix (N, K) | (ceil(N/128), ceil(K/128)) | |
+| `PerBlock((1, 128))`, `PerBlock((1, 32))` | | (B, T, ceil(K/128)), (B, T, ceil(K/32)) |
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 
-from fp8np.formats import FloatFormat
+from fp8np.formats import FORMATS, FloatFormat, Specials
 
-__all__ = ["Granularity", "PerChannel", "PerTensor", "Scheme"]
+__all__ = ["MX", "Granularity", "PerBlock", "PerChannel", "PerTensor", "Scheme"]
 
 
 @dataclass(frozen=True)
@@ -35,6 +39,26 @@ class PerChannel:
         return f"channel {self.axis}"
 
 
+@dataclass(frozen=True)
+class PerBlock:
+    """One scale for each block of a `QTensor`; the graphs of converted models have none.
+
+    Attributes:
+        shape: lengths of a block along the last axes; 1 gives each index its own scale, 0 is the whole axis. Axes before
+            those have a scale for each index.
+        scale_format: the format of the scales, or None for float32.
+
+    >>> str(PerBlock((128, 128)))
+    'block 128x128'
+    """
+
+    shape: tuple[int, ...]
+    scale_format: FloatFormat | None = None
+
+    def __str__(self) -> str:
+        return f"block {'x'.join(map(str, self.shape))}" + (f" of {self.scale_format}" if self.scale_format else "")
+
+
 Granularity = PerTensor | PerChannel
 
 
@@ -53,3 +77,16 @@ class Scheme:
     granularity: Granularity = PerTensor()
     dynamic: bool = False
     direct: bool = False
+
+
+def _mx() -> Mapping[str, tuple[FloatFormat, PerBlock]]:
+    # The element formats of MX are the signed formats that OCP defines, its scale format the one without a sign.
+    ocp = [f for f in FORMATS.values() if f.source.startswith("OCP")]
+    blocks = PerBlock((1, 32), next(f for f in ocp if not f.signed))
+    rows = {f"mxfp{f.bits}_e{f.exponent_bits}m{f.mantissa_bits}": (f, blocks) for f in ocp if f.signed}
+    rows |= {name.split("_")[0]: row for name, row in rows.items() if row[0].specials is Specials.NONE and row[0].bits == 4}
+    return MappingProxyType(rows)
+
+
+MX: Mapping[str, tuple[FloatFormat, PerBlock]] = _mx()
+"""OCP Microscaling (MX) 1.0, table 1: name -> element format, and groups of 32 along an axis with their scales."""

@@ -21,7 +21,7 @@ from fp8np.policy import NAN, OVERFLOW
 
 ml_dtypes = pytest.importorskip("ml_dtypes")
 
-VECTORS = Path(__file__).parent / "vectors"
+VECTORS = Path(fp8np.__file__).parent / "verify" / "data"
 BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
 BITS = np.arange(1 << 16, dtype=np.uint16)
 SOURCES = {"float16": BITS.view(np.float16), "bfloat16": BITS.view(BFLOAT16)}
@@ -98,7 +98,7 @@ def test_stochastic_rounding_at_a_cut_of_more_than_62_bits() -> None:
 
 # -- vendors' measured codes ------------------------------------------------------------------------------------------
 
-DIGESTS = json.loads((VECTORS / "conversion_digests.json").read_text())
+DIGESTS = json.loads((VECTORS / "golden_digests.json").read_text())
 PRESET_OF = {"ml_dtypes-0.6.0": "ml_dtypes", "torch-2.13.0+cpu": "torch", "cuda_fp8-13.5": None}
 
 

@@ -28,7 +28,21 @@ from fp8np.scaling import quantize
 FOLDER = Path(fp8np.kernels.__file__).parent
 OPS = sorted({row.op for row in kernels()})
 # How many formats an op is selected by.
-OPERANDS = {"amax": 0, "conv2d": 2, "decode_f32": 1, "encode_f32": 1, "encode_f64": 1, "exact_sum": 0, "gemm": 2, "quantize_f32": 1}
+OPERANDS = {
+    "amax": 0,
+    "codes_used": 0,
+    "conv2d": 2,
+    "decode_f32": 1,
+    "encode_f32": 1,
+    "encode_f32_stochastic": 1,
+    "encode_f64": 1,
+    "exact_gemm": 2,
+    "exact_sum": 0,
+    "gemm": 2,
+    "gemm_aligned": 2,
+    "gemm_sequential": 2,
+    "quantize_f32": 1,
+}
 E4M3 = get_format("e4m3fn")
 E5M2 = get_format("e5m2")
 NONE = np.empty(0, np.float32)

@@ -26,11 +26,12 @@ from typing import Any, TypeVar, cast
 import llvmlite
 import llvmlite.binding
 import numba
+import numba.extending
 import numpy as np
 
 from fp8np._settings import cache_dir
 
-__all__ = ["exact", "fused"]
+__all__ = ["exact", "fused", "wide_vectors"]
 
 _F = TypeVar("_F", bound=Callable[..., Any])
 
@@ -47,6 +48,31 @@ def exact(function: _F) -> _F:
 def fused(function: _F) -> _F:
     """Compiles `function` on first call; multiply-adds may be fused. NaN, infinities and signed zeros keep their meaning."""
     return _compile(function, fastmath={"contract"})
+
+
+def wide_vectors() -> None:
+    """Called in a kernel: lets its loops use the widest vectors of the CPU.
+
+    For many CPUs with AVX-512 LLVM's default is 256 bits, since the first of them slowed their clock for 512. A kernel that does
+    little else than float64 multiply-adds gains more than that: 60 against 112 GFLOP/s with 512-bit units. No bits change.
+    """
+
+
+@numba.extending.intrinsic
+def _prefer_512_bits(typing: Any) -> Any:
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        # llvmlite knows no attributes with a value; its set of attributes prints what is in it.
+        set.add(builder.function.attributes, '"prefer-vector-width"="512"')
+        return context.get_dummy_value()
+
+    return numba.types.void(), generate
+
+
+# Inlined, because the attribute is that of the function which the intrinsic stands in.
+@numba.extending.overload(wide_vectors, inline="always")
+def _wide_vectors() -> Any:
+    # mypy sees the parameter that Numba fills in.
+    return lambda: _prefer_512_bits()  # type: ignore[call-arg]
 
 
 def _compile(function: _F, fastmath: bool | set[str]) -> _F:

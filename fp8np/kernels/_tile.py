@@ -30,7 +30,19 @@ from fp8np.formats import FloatFormat
 from fp8np.kernels._arrays import Codes, Floats
 from fp8np.kernels._jit import exact, fused
 
-__all__ = ["DEPTH", "LANES", "ORDER", "ROWS", "accumulate", "load_rows", "padded", "products_are_exact", "store_rows"]
+__all__ = [
+    "DEPTH",
+    "LANES",
+    "ORDER",
+    "ROWS",
+    "STEP",
+    "accumulate",
+    "fill",
+    "load_rows",
+    "padded",
+    "products_are_exact",
+    "store_rows",
+]
 
 ROWS = 4
 """Rows of a tile."""
@@ -38,6 +50,9 @@ LANES = 128
 """Columns of a tile and of a panel."""
 DEPTH = 256
 """Terms that a panel holds."""
+
+STEP = 8
+"""Rows of b that are decoded side by side; four were 5 to 20 % slower, one half as fast."""
 
 ORDER = "k ascending, one float32 rounding a term"
 
@@ -52,6 +67,35 @@ def products_are_exact(*formats: FloatFormat) -> bool:
 def padded(lanes: int) -> Any:
     """Lanes to compute for `lanes` wanted: whole vectors of every width up to 512 bits."""
     return (lanes + 15) // 16 * 16
+
+
+@exact
+def fill(b: Codes, b_table: Floats, first: int, lanes: int, k0: int, depth: int, panel: Floats) -> None:
+    """panel[k, n] = value of b[first + n, k0 + k], for k < depth and n < lanes.
+
+    b u8 (N, K); b_table f32 (256,); panel f32 (>= depth * LANES,). Rows from N on repeat the last: their lanes are not stored.
+    """
+    last = b.shape[0] - 1
+    for n in range(0, lanes, STEP):
+        r0 = min(first + n, last)
+        r1 = min(first + n + 1, last)
+        r2 = min(first + n + 2, last)
+        r3 = min(first + n + 3, last)
+        r4 = min(first + n + 4, last)
+        r5 = min(first + n + 5, last)
+        r6 = min(first + n + 6, last)
+        r7 = min(first + n + 7, last)
+        for k in range(depth):
+            p = k * LANES + n
+            i = k0 + k
+            panel[p] = b_table[b[r0, i]]
+            panel[p + 1] = b_table[b[r1, i]]
+            panel[p + 2] = b_table[b[r2, i]]
+            panel[p + 3] = b_table[b[r3, i]]
+            panel[p + 4] = b_table[b[r4, i]]
+            panel[p + 5] = b_table[b[r5, i]]
+            panel[p + 6] = b_table[b[r6, i]]
+            panel[p + 7] = b_table[b[r7, i]]
 
 
 @fused

@@ -78,7 +78,7 @@ def _encoded(bits: Any, parameters: Any) -> Any:
     # bits: u32 of a float32 -> u8 code.
     binade, smallest, beyond, lift, base, top, overflow, infinity, nan, nan_sign, sign_bit, zero_sign = parameters
     a = _U(bits & _U(0x7FFFFFFF))
-    negative = _U(_U(0) - _U(bits >> _U(31)))  # all ones, or none
+    negative = _U(0xFFFFFFFF) if bits > _U(0x7FFFFFFF) else _U(0)  # a mask
     e = _U(max(a, smallest))
     e = _U(min(e, beyond))
     g = _U(_U(e & _U(0x7F800000)) + lift)

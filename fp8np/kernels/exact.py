@@ -5,12 +5,10 @@ parts f64 (P, L), finite, and so far from overflow that no sum of them reaches i
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 
 from fp8np.kernels._arrays import Doubles, Floats, read_only
-from fp8np.kernels._bits import float64_bits, float64_of
+from fp8np.kernels._expansion import expansion, to_odd, two_sum
 from fp8np.kernels._jit import exact
 from fp8np.kernels._table import kernel
 from fp8np.kernels._threads import parallel_for
@@ -19,40 +17,6 @@ __all__ = ["STRIP", "exact_sum", "round_sums"]
 
 STRIP = 128
 """Sums that are computed side by side."""
-
-
-@exact
-def _two_sum(x: float, y: float) -> Any:
-    # Knuth's TwoSum: total + error == x + y, exactly.
-    total = x + y
-    z = total - x
-    return total, (x - (total - z)) + (y - z)
-
-
-@exact
-def _expansion(parts: Doubles, i: int, terms: Doubles) -> Any:
-    # Shewchuk's expansion (Adaptive Precision Floating-Point Arithmetic, 1997, figure 6): `terms[:size]` are float64 whose sum
-    # is exactly that of the parts so far; they grow in magnitude and their bits do not overlap.
-    size = 0
-    for p in range(parts.shape[0]):
-        x = parts[p, i]
-        kept = 0
-        for j in range(size):
-            x, error = _two_sum(x, terms[j])
-            if error != 0.0:
-                terms[kept] = error
-                kept += 1
-        size = kept
-        if x != 0.0:
-            terms[size] = x
-            size += 1
-    # The two leading numbers of the sum. What is below them is, all together, smaller than the last bit of `rest`.
-    high = 0.0
-    rest = 0.0
-    while size > 0 and rest == 0.0:
-        size -= 1
-        high, rest = _two_sum(high, terms[size])
-    return high, rest
 
 
 @exact
@@ -70,27 +34,20 @@ def round_sums(parts: Doubles, first: int, terms: Doubles, sums: Doubles, out: F
     for p in range(parts.shape[0]):
         part = parts[p, first : first + n]
         for j in range(n):
-            total, error = _two_sum(high[j], part[j])
+            total, error = two_sum(high[j], part[j])
             high[j] = total
-            total, error = _two_sum(rest[j], error)
+            total, error = two_sum(rest[j], error)
             rest[j] = total
             lost[j] += abs(error)
     for j in range(n):
-        total, error = _two_sum(high[j], rest[j])
+        total, error = two_sum(high[j], rest[j])
         high[j] = total
         rest[j] = error
     for j in range(n):
         if lost[j] != 0.0:
-            high[j], rest[j] = _expansion(parts, first + j, terms)
+            high[j], rest[j] = expansion(parts[:, first + j], terms)
     for j in range(n):
-        # The sum lies strictly between `high` and its neighbour on the side of `rest`. Of these two take the one with an odd
-        # last bit. That is rounding to odd, after which a second rounding, to fewer than 52 bits, gives what one rounding of
-        # the sum would.
-        bits = float64_bits(high[j])
-        # As arithmetic, because branches on random bits are mispredicted half of the time.
-        outward = 2 * int((rest[j] > 0.0) == (high[j] > 0.0)) - 1
-        even = 1 - (bits & 1)
-        out[j] = np.float32(float64_of(bits + outward * even * int(rest[j] != 0.0)))
+        out[j] = np.float32(to_odd(high[j], rest[j]))
 
 
 @exact

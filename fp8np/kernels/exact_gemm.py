@@ -14,9 +14,10 @@ many rows of a pass by, with their float64 sums in the second level::
         k0+1 b b b b b b b b ...    --->    | + a * panel, ROWS at a time |   summed and rounded by `round_sums`
         ...                                 +----------------------------+
 
-Measured at 1024 cubed on one thread with 512-bit units, in GFLOP/s (float64 peak about 128): DEPTH 32 with 256 rows 110, with
-64 rows 92; DEPTH 64 by 256 rows 98; DEPTH 256 by 64 rows 65; 4 rows by 8 terms a pass 83, 5 by 4 and 6 by 4 as 4 by 4 (but 10 to
-20 % slower with 16 vector registers). Buffers that do not start on a cache line cost 40 %, vectors of 256 bits 45 %.
+Measured at 1024 cubed on one thread with 512-bit units (float64 peak about 128 GFLOP/s), the loops alone: 110 GFLOP/s; with 64
+rows at a time 92; DEPTH 64 by 256 rows 98; DEPTH 256 by 64 rows 65; 4 rows by 8 terms a pass 83; 5 or 6 rows by 4 terms the same,
+but 10 to 20 % slower with 16 vector registers. Buffers that do not start on a cache line cost 40 %, vectors of 256 bits 45 %. All
+of the product runs at 91; 512 rows at a time 95, but that many sums are beyond the second-level cache of smaller CPUs.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ from fp8np.kernels._arrays import Codes, Doubles, Floats, read_only
 from fp8np.kernels._jit import exact, fused, wide_vectors
 from fp8np.kernels._table import kernel
 from fp8np.kernels._threads import parallel_for
-from fp8np.kernels._tile import padded
+from fp8np.kernels._tile import fill, padded
 from fp8np.kernels.exact import STRIP, round_sums
 
 ROWS = 4
@@ -42,8 +43,8 @@ TALL = 256
 """Rows that pass one panel, at most: 256 KiB of sums."""
 SCRATCH = 1 << 18
 """Elements of all parts together, about; never fewer than ROWS rows of each."""
-STEP = 8
-"""Rows of b that are decoded side by side."""
+GROUP = 16
+"""Columns that are computed together: vectors of every width, and no loop for a rest, whose values would take up registers."""
 
 LARGEST = np.float32(np.finfo(np.float32).max)
 
@@ -56,36 +57,8 @@ def _cache_aligned(size: int) -> Any:
     return raw[skip : skip + size]
 
 
-@exact
-def _fill(b: Codes, table: Doubles, first: int, lanes: int, k0: int, depth: int, panel: Doubles) -> None:
-    # panel[k, n] = table[b[first + n, k0 + k]] for k < depth, and 0 up to the next multiple of 4. Rows from N on repeat the last.
-    last = b.shape[0] - 1
-    for n in range(0, lanes, STEP):
-        r0 = min(first + n, last)
-        r1 = min(first + n + 1, last)
-        r2 = min(first + n + 2, last)
-        r3 = min(first + n + 3, last)
-        r4 = min(first + n + 4, last)
-        r5 = min(first + n + 5, last)
-        r6 = min(first + n + 6, last)
-        r7 = min(first + n + 7, last)
-        for k in range(depth):
-            p = k * LANES + n
-            i = k0 + k
-            panel[p] = table[b[r0, i]]
-            panel[p + 1] = table[b[r1, i]]
-            panel[p + 2] = table[b[r2, i]]
-            panel[p + 3] = table[b[r3, i]]
-            panel[p + 4] = table[b[r4, i]]
-            panel[p + 5] = table[b[r5, i]]
-            panel[p + 6] = table[b[r6, i]]
-            panel[p + 7] = table[b[r7, i]]
-    for p in range(depth * LANES, (depth + 3) // 4 * 4 * LANES):
-        panel[p] = 0.0
-
-
 @fused
-def _accumulate(a: Codes, table: Doubles, row: int, k0: int, depth: int, panel: Doubles, lanes: int, tile: Doubles) -> None:
+def _accumulate(a: Codes, table: Doubles, row: int, k0: int, depth: int, panel: Doubles, groups: int, tile: Doubles) -> None:
     # tile[i, n] += sum_k table[a[row + i, k0 + k]] * panel[k, n]. Rows from M on, and terms from K on, repeat the last: the
     # former are not stored, and the panel is zero at the latter.
     wide_vectors()
@@ -104,12 +77,13 @@ def _accumulate(a: Codes, table: Doubles, row: int, k0: int, depth: int, panel: 
         a10, a11, a12, a13 = table[a[r1, i0]], table[a[r1, i1]], table[a[r1, i2]], table[a[r1, i3]]
         a20, a21, a22, a23 = table[a[r2, i0]], table[a[r2, i1]], table[a[r2, i2]], table[a[r2, i3]]
         a30, a31, a32, a33 = table[a[r3, i0]], table[a[r3, i1]], table[a[r3, i2]], table[a[r3, i3]]
-        p = k * LANES
-        for n in range(lanes):
-            b0 = panel[p + n]
-            b1 = panel[p + LANES + n]
-            b2 = panel[p + 2 * LANES + n]
-            b3 = panel[p + 3 * LANES + n]
+        # A slice, because an index whose sign the compiler cannot see keeps it from loading vectors (five times slower).
+        terms = panel[k * LANES : (k + 4) * LANES]
+        for n in range(groups * GROUP):
+            b0 = terms[n]
+            b1 = terms[LANES + n]
+            b2 = terms[2 * LANES + n]
+            b3 = terms[3 * LANES + n]
             tile[n] = tile[n] + a00 * b0 + a01 * b1 + a02 * b2 + a03 * b3
             tile[LANES + n] = tile[LANES + n] + a10 * b0 + a11 * b1 + a12 * b2 + a13 * b3
             tile[2 * LANES + n] = tile[2 * LANES + n] + a20 * b0 + a21 * b1 + a22 * b2 + a23 * b3
@@ -165,13 +139,14 @@ def _exact_gemm(
             for k0 in range(chunk, end, DEPTH):
                 depth = min(DEPTH, end - k0)
                 for j in range(B):
-                    _fill(bz, b_tables[j], first, padded(lanes), k0, depth, panel)
+                    fill(bz, b_tables[j], first, padded(lanes), k0, depth, panel)
+                    panel[depth * LANES : (depth + 3) // 4 * 4 * LANES] = 0.0
                     for i in range(A):
                         part = parts[p + i * B + j]
                         for row in range(top, bottom, ROWS):
                             offset = (row - top) * LANES
                             tile = part[offset : offset + ROWS * LANES]
-                            _accumulate(az, a_tables[i], row, k0, depth, panel, padded(lanes), tile)
+                            _accumulate(az, a_tables[i], row, k0, depth, panel, padded(lanes) // GROUP, tile)
             p += A * B
         if init.size:
             _load_init(init[z], top, bottom, first, lanes, parts[p])

@@ -17,7 +17,9 @@ from fp8np.kernels._tile import (
     LANES,
     ORDER,
     ROWS,
+    STEP,
     accumulate,
+    fill,
     load_rows,
     padded,
     products_are_exact,
@@ -28,35 +30,6 @@ THIN = 2
 """Up to so many rows a panel does not pay. Weights (of 4096 by 4096) a second on one thread: row by row 3.9 G divided by the
 number of rows; through panels 1.5 G for any number up to 8. Row by row means eight weights' rows at a time, each element one
 scalar chain of additions (four: 3.3 G; two rows by four weights' rows: 2.9 G)."""
-
-STEP = 8
-"""Rows of b that are decoded side by side; four were 5 to 20 % slower, one half as fast."""
-
-
-@exact
-def _fill(b: Codes, b_table: Floats, first: int, lanes: int, k0: int, depth: int, panel: Floats) -> None:
-    # panel[k, n] = value of b[first + n, k0 + k], for n < lanes. Rows from N on repeat the last: their lanes are not stored.
-    last = b.shape[0] - 1
-    for n in range(0, lanes, STEP):
-        r0 = min(first + n, last)
-        r1 = min(first + n + 1, last)
-        r2 = min(first + n + 2, last)
-        r3 = min(first + n + 3, last)
-        r4 = min(first + n + 4, last)
-        r5 = min(first + n + 5, last)
-        r6 = min(first + n + 6, last)
-        r7 = min(first + n + 7, last)
-        for k in range(depth):
-            p = k * LANES + n
-            i = k0 + k
-            panel[p] = b_table[b[r0, i]]
-            panel[p + 1] = b_table[b[r1, i]]
-            panel[p + 2] = b_table[b[r2, i]]
-            panel[p + 3] = b_table[b[r3, i]]
-            panel[p + 4] = b_table[b[r4, i]]
-            panel[p + 5] = b_table[b[r5, i]]
-            panel[p + 6] = b_table[b[r6, i]]
-            panel[p + 7] = b_table[b[r7, i]]
 
 
 @exact
@@ -110,7 +83,7 @@ def _panels(
         bottom = min((block + count) * ROWS, M)
         for k0 in range(0, K, DEPTH):
             depth = min(DEPTH, K - k0)
-            _fill(bz, b_table, first, padded(lanes), k0, depth, panel)
+            fill(bz, b_table, first, padded(lanes), k0, depth, panel)
             for row in range(top, bottom, ROWS):
                 end = min(row + ROWS, bottom)
                 load_rows(oz, row, end, first, lanes, tile)
@@ -203,5 +176,56 @@ def gemm(
         parallel_for(panels, Z * -(-N // LANES) * -(-M // ROWS), work // 8)
 
 
+@exact
+def _plain(a: Codes, a_table: Floats, b: Codes, b_table: Floats, out: Floats, start: int, stop: int) -> None:
+    # An item is STEP columns, all rows. As `_dot`, but every product is rounded before it is added.
+    M, K = a.shape[1:]
+    N = b.shape[1]
+    steps = (N + STEP - 1) // STEP
+    sums = np.empty(STEP, np.float32)
+    values = np.empty((STEP, K), np.float32)
+    for item in range(start, stop):
+        z = item // steps
+        first = item % steps * STEP
+        count = min(STEP, N - first)
+        az = a[z if a.shape[0] > 1 else 0]
+        bz = b[z if b.shape[0] > 1 else 0]
+        for n in range(STEP):
+            row = bz[first + min(n, count - 1)]
+            for k in range(K):
+                values[n, k] = b_table[row[k]]
+        for m in range(M):
+            sums[:count] = out[z, m, first : first + count]
+            for k in range(K):
+                x = a_table[az[m, k]]
+                for n in range(STEP):
+                    sums[n] += x * values[n, k]
+            out[z, m, first : first + count] = sums[:count]
+
+
+def sequential(
+    a: Codes,
+    a_table: Floats,
+    b: Codes,
+    b_table: Floats,
+    row_scale: Floats,
+    column_scale: Floats,
+    bias: Floats,
+    out: Floats,
+) -> None:
+    """`gemm` with every product rounded before it is added; takes no scales and no bias (ones and none)."""
+    Z, M, N = out.shape
+    a, a_table, b, b_table = read_only(a, a_table, b, b_table)
+
+    def columns(start: int, stop: int) -> None:
+        _plain(a, a_table, b, b_table, out, start, stop)
+
+    parallel_for(columns, Z * -(-N // STEP), Z * M * N * max(a.shape[2], 1))
+
+
 kernel("gemm", gemm, order=ORDER, reproducible=True, takes=products_are_exact)
 kernel("gemm", gemm, order=ORDER + ", products fused where the CPU can", reproducible=False)
+
+# Where no product rounds, rounding it first changes nothing.
+kernel("gemm_sequential", gemm, order=ORDER, reproducible=True, takes=products_are_exact)
+kernel("gemm_sequential", sequential, order=ORDER + ", products rounded first", reproducible=True)

@@ -45,7 +45,7 @@ def _code(bits: Any, addend: Any, scale: Any, whole: Any, weight: Any, parameter
     # whole: round to units first; weight: of a unit, in steps -> u8 code
     binade, smallest, beyond, _, base, top, overflow, infinity, nan, nan_sign, sign_bit, zero_sign = parameters
     a = _U(bits & _U(0x7FFFFFFF))
-    negative = _U(_U(0) - _U(bits >> _U(31)))  # all ones, or none
+    negative = _U(0xFFFFFFFF) if bits > _U(0x7FFFFFFF) else _U(0)  # a mask
     near = _U(min(_U(max(a, _U(0x00800000))), beyond))
     e = _U(_U(max(near, smallest)) & _U(0x7F800000))
     units = float32_of(near) * float32_of(_U(scale - e))

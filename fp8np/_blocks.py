@@ -1,0 +1,224 @@
+"""The matrix product of tensors with a scale for each block.
+
+K is cut wherever a block of either operand ends. Within such a segment every scale is constant, so each segment's products are
+summed on their own, from zero, as the accumulator says; what is scaled are those partial sums P::
+
+    K            |------- a, blocks of 128 -------|-----------...
+                 |-- b, 32 --|---------|----------|-----------...
+    segments          0          1          2           3
+
+    how.kind "exact"     the sum over segments of P * a.scale * b.scale in exact numbers, rounded once to float32
+    otherwise            total = fma(P, s, total), segments ascending from total = +0, s = a.scale * b.scale rounded to 24 bits
+
+The second is what GPU kernels for block-scaled FP8 compute: the product of two scales in float32, then a fused multiply-add into
+float32. Here the product of the scales keeps its exponent even where it leaves float32's range, as two E8M0 scales may.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from functools import lru_cache
+
+import numpy as np
+import numpy.typing as npt
+
+from fp8np._products import check_scale, product
+from fp8np.accumulators import Accumulator
+from fp8np.codec import decode_table
+from fp8np.errors import ShapeError
+from fp8np.formats import FloatFormat
+from fp8np.kernels._table import select
+from fp8np.tensor import Floats, QTensor
+
+__all__ = ["block_matmul"]
+
+_Doubles = npt.NDArray[np.float64]
+
+MEMORY = 64 << 20
+"""Bytes of scaled partial sums that the exact way keeps at a time."""
+SMALLEST = 16
+"""Rows and columns of the result that it takes at a time, at least."""
+PART_BITS = 48
+"""Bits of an exact partial sum, at most: two halves of 24."""
+
+
+def block_matmul(a: QTensor, b: QTensor, how: Accumulator) -> Floats:
+    """``a @ b`` with the shapes and broadcasting of `numpy.matmul`, scales applied.
+
+    Args:
+        a: (..., M, K) or (K,).
+        b: (..., K, N) or (K,). Of the two, at least one has blocks; the scale of the other may not vary along K.
+        how: how each segment is summed.
+
+    Returns:
+        float32 (..., M, N), less the axes that 1-d operands lack.
+
+    Raises:
+        ShapeError: the shapes do not fit. ScaleError: the scale of an operand without blocks varies along K.
+    """
+    if a.ndim == 0 or b.ndim == 0:
+        raise ShapeError(f"matmul: expected at least one axis, got a {a.shape} and b {b.shape}; multiply scalars as numbers")
+    left = a.expand_dims(0) if a.ndim == 1 else a
+    right = b.expand_dims(1) if b.ndim == 1 else b
+    (M, K), N = left.shape[-2:], right.shape[-1]
+    if right.shape[-2] != K:
+        raise ShapeError(f"matmul: expected a (..., M, K) and b (..., K, N), got a {a.shape} and b {b.shape}: the K differ")
+    for key, operand, axis in (("a", left, -1), ("b", right, -2)):
+        if operand.block is None:
+            check_scale("matmul", key, operand, (axis,), "block=")
+    try:
+        batch = np.broadcast_shapes(left.shape[:-2], right.shape[:-2])
+    except ValueError:
+        raise ShapeError(f"matmul: the batch axes of a {a.shape} and b {b.shape} do not broadcast") from None
+    out = (_exact if how.kind == "exact" else _fused)(left, right, batch, how)
+    return out.reshape(*batch, *([M] if a.ndim > 1 else []), *([N] if b.ndim > 1 else []))
+
+
+class _Segments:
+    """The segments of K, and the scales in each of them."""
+
+    def __init__(self, a: QTensor, b: QTensor, batch: tuple[int, ...]) -> None:
+        K = a.shape[-1]
+        self._lengths = [q.block[axis] if q.block else max(K, 1) for q, axis in ((a, -1), (b, -2))]
+        self.bounds = list(itertools.pairwise(sorted({*range(0, K, self._lengths[0]), *range(0, K, self._lengths[1]), K})))
+        self._rows = _scales(a, -1)
+        self._columns = _scales(b, -2)
+        self._batch = batch
+
+    def scales(self, start: int) -> tuple[_Doubles, _Doubles]:
+        """The scales of a, f64 (*batch, M), and of b, (*batch, N), in the segment that begins at `start`."""
+        rows = self._rows[..., start // self._lengths[0]].astype(np.float64)
+        columns = self._columns[..., start // self._lengths[1], :].astype(np.float64)
+        return np.broadcast_to(rows, (*self._batch, rows.shape[-1])), np.broadcast_to(columns, (*self._batch, columns.shape[-1]))
+
+
+def _scales(q: QTensor, axis: int) -> Floats:
+    """f32: one scale for each index of every axis, but one for each block along `axis`."""
+    if q.block is None:
+        scale = q.scale.reshape(q.scale.shape or (1,) * q.ndim)
+        return np.broadcast_to(scale, [1 if i == q.ndim + axis else n for i, n in enumerate(q.shape)])
+    scale = q.scale
+    for i, (n, b) in enumerate(zip(q.shape, q.block, strict=True)):
+        if i != q.ndim + axis and b > 1:
+            scale = scale.take(np.arange(n) // b, axis=i)
+    return scale
+
+
+def _fused(a: QTensor, b: QTensor, batch: tuple[int, ...], how: Accumulator) -> Floats:
+    M, N = a.shape[-2], b.shape[-1]
+    total = np.zeros((math.prod(batch), M, N), np.float32)
+    segments = _Segments(a, b, batch)
+    add = select("add_scaled")
+    for start, stop in segments.bounds:
+        # Without their scales: those of the segment are applied here.
+        codes = QTensor(a.codes[..., start:stop], a.format), QTensor(b.codes[..., start:stop, :], b.format)
+        partial = product(*codes, batch, how, None).reshape(total.shape)
+        left, right = segments.scales(start)
+        add(partial, np.ascontiguousarray(left).reshape(-1, M), np.ascontiguousarray(right).reshape(-1, N), total)
+    return total
+
+
+def _exact(a: QTensor, b: QTensor, batch: tuple[int, ...], how: Accumulator) -> Floats:
+    # A segment's sum is exact in float64, cut into bands of exponents where a format is wide. Scaled, it is a few float64 whose
+    # products with the scales are exact; all of those are added without error.
+    M, K, N = *a.shape[-2:], b.shape[-1]
+    out = np.zeros((*batch, M, N), np.float32)
+    segments = _Segments(a, b, batch)
+    longest = max((stop - start for start, stop in segments.bounds), default=0)
+    a_bands, b_bands = _bands(a.format, b.format, longest)
+    whole = all(q.scale_format is not None and q.scale_format.mantissa_bits == 0 for q in (a, b))
+    count = len(segments.bounds) * len(a_bands) * len(b_bands) * (1 if whole else 4)
+    if not count or not out.size:
+        return out
+    side = max(SMALLEST, math.isqrt(MEMORY // (8 * count)))
+    parts = np.empty((count, side * side), np.float64)
+    a_codes, b_codes = np.broadcast_to(a.codes, (*batch, M, K)), np.broadcast_to(b.codes, (*batch, K, N))
+    scales = [segments.scales(start) for start, _ in segments.bounds]
+    for z in np.ndindex(*batch):
+        for m in range(0, M, side):
+            for n in range(0, N, side):
+                rows, columns = slice(m, m + side), slice(n, n + side)
+                tile = out[z][rows, columns]
+                used = parts.reshape(-1)[: count * tile.size].reshape(count, *tile.shape)
+                place = 0
+                for (start, stop), (left, right) in zip(segments.bounds, scales, strict=True):
+                    s, t = _finite(left[z][rows])[:, None], _finite(right[z][columns])
+                    x, y = a_codes[z][rows, start:stop], b_codes[z][start:stop, columns]
+                    for (p, _), (q, _) in itertools.product(a_bands, b_bands):
+                        place = _scaled(p[x] @ q[y], s, t, whole, used, place)
+                sums = np.empty(tile.size, np.float32)
+                select("exact_sum")(used.reshape(count, -1), sums)
+                tile[...] = sums.reshape(tile.shape)
+    return _with_specials(out, a, b, batch, how, segments)
+
+
+def _scaled(sums: _Doubles, s: _Doubles, t: _Doubles, whole: bool, parts: _Doubles, place: int) -> int:
+    """Writes float64 whose sum is exactly sums * s * t, from parts[place] on; returns the place after them."""
+    if whole:
+        np.multiply(sums, s * t, out=parts[place])
+        return place + 1
+    # 48 bits as 24 + 24, times 48 bits as 24 + 24: each product has 48.
+    factor = s * t
+    for high in _halves(sums):
+        for other in _halves(factor):
+            np.multiply(high, other, out=parts[place])
+            place += 1
+    return place
+
+
+def _halves(x: _Doubles) -> tuple[_Doubles, _Doubles]:
+    """x, of at most 48 bits, as the sum of two float64 of at most 24 bits."""
+    fraction, exponent = np.frexp(x)
+    high = np.ldexp(np.rint(np.ldexp(fraction, 24)), exponent - 24)
+    return high, x - high
+
+
+def _finite(scales: _Doubles) -> _Doubles:
+    return np.where(np.isnan(scales), 1.0, scales)
+
+
+def _with_specials(out: Floats, a: QTensor, b: QTensor, batch: tuple[int, ...], how: Accumulator, segments: _Segments) -> Floats:
+    # NaN and infinity of the codes, and NaN of the scales, take part as in any sum.
+    tables = decode_table(a.format), decode_table(b.format)
+    codes = any(not np.isfinite(table[q.codes]).all() for table, q in zip(tables, (a, b), strict=True) if not np.isfinite(table).all())
+    if not codes and not np.isnan(a.scale).any() and not np.isnan(b.scale).any():
+        return out
+    odd = np.zeros_like(out)
+    for start, stop in segments.bounds:
+        left, right = segments.scales(start)
+        with np.errstate(invalid="ignore"):
+            if codes:
+                part = QTensor(a.codes[..., start:stop], a.format), QTensor(b.codes[..., start:stop, :], b.format)
+                sums = product(*part, batch, how, None)
+                odd += np.where(np.isfinite(sums), np.float32(0), sums)
+            odd += np.where(np.isnan(left[..., :, None] + right[..., None, :]), np.float32(np.nan), np.float32(0))
+    return np.where(odd == 0, out, odd)
+
+
+_Band = tuple[_Doubles, int]
+"""float64 (256,), the values of the codes in the band and zero for all others; and its largest magnitude, in units."""
+
+
+def _bands(a: FloatFormat, b: FloatFormat, terms: int) -> tuple[list[_Band], list[_Band]]:
+    """Fewest bands of exponents so that a sum of `terms` products of any two has at most 48 bits."""
+    for count in itertools.count(1):
+        bands = _cut(a, count), _cut(b, count)
+        limits = [max((limit for _, limit in side), default=0) for side in bands]
+        if limits[0] * limits[1] * terms <= 2**PART_BITS:
+            return bands
+    raise AssertionError("unreachable")
+
+
+@lru_cache(maxsize=1024)
+def _cut(fmt: FloatFormat, count: int) -> list[_Band]:
+    values = decode_table(fmt).astype(np.float64)
+    values[~np.isfinite(values)] = 0
+    exponents = np.maximum(np.frexp(values)[1] - 1, fmt.min_exponent)
+    low, high = fmt.min_exponent, fmt.max_exponent
+    width = -(-(high - low + 1) // count)
+    bands = []
+    for start in range(low, high + 1, width):
+        table = np.where((start <= exponents) & (exponents < start + width), values, 0)
+        bands.append((table, int(np.abs(table).max() * 2.0 ** (fmt.mantissa_bits - start))))
+    return bands

@@ -1,0 +1,383 @@
+"""How far a product of quantized matrices can be from the exact one: `error_bound`, for every accumulator.
+
+The bound is computed from the operands, not from the result, in float64: a few matrix products of magnitudes, and for aligned
+accumulators the largest exponent of each step. It holds for every input; the results are never worse. With u = 2**-24:
+
+- A float32 chain of additions multiplies each term by ``1 + d``, ``|d| <= u``, once for each addition that it goes through. After
+  w additions that is within ``gamma(w) = w u / (1 - w u)`` (Higham, Accuracy and Stability of Numerical Algorithms, 2nd ed., 3.1), so
+  the sum is off by at most ``sum gamma(w[k]) |a[k]| |b[k]|``. For ``"sequential"`` w[k] is known; for ``"fp32"`` it is the worst of any
+  order, K, less one where the sum starts from zero.
+- An aligned step at the largest exponent E cuts each of its n products at ``unit = 2**(E - fraction_bits)`` and so loses less than
+  ``unit`` of each, and not more than all of it: ``min(n * unit, sum |a| |b|)``, and as much of c. E is the exact largest exponent of the
+  products, or that of the largest c that errors so far allow. Then the sum is rounded: one unit of its last bit, or half of it.
+  What a step loses is carried on unchanged, so the errors of steps add up.
+- All products of a row and a column are whole multiples of ``grid``, a power of two. Where a unit is not larger than that
+  nothing is lost, and never more than ``unit - grid`` by a cut. So the bound is 0 wherever float32 holds every partial sum.
+- Scales multiply on the way out: each that is not a power of two rounds once more.
+- The bound's own roundings in float64 are covered by a margin of 2**-30; sums that float64 cannot hold count with their own error.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from fp8np._products import check_operands, check_scale, float32_of
+from fp8np.accumulators import Accumulator, resolve_accumulate
+from fp8np.codec import decode_table
+from fp8np.errors import PolicyError, ShapeError
+from fp8np.formats import FloatFormat
+from fp8np.kernels._arrays import Doubles
+from fp8np.tensor import QTensor
+
+__all__ = ["error_bound"]
+
+_Index = npt.NDArray[np.intp]
+
+_U = 2.0**-24
+_SUBNORMAL = 2.0**-150
+"""The largest error of a float32 operation whose result is subnormal."""
+_FLOAT64 = 2.0**-53
+_MARGIN = 1 + 2.0**-30
+_NO_GRID = np.zeros(())
+_COARSEST = 2.0**100
+"""The last bit of a zero."""
+_NOTHING = -8000
+"""The exponent of a zero: with any other added, below all."""
+
+
+def error_bound(
+    a: QTensor,
+    b: QTensor,
+    accumulate: str | Accumulator = "fp32",
+    promote_every: int | None = None,
+    init: npt.ArrayLike | None = None,
+) -> npt.NDArray[np.float64]:
+    """A bound on ``|matmul(a, b, ...) - exact value|``, where the exact value is ``(init + a @ b) * a.scale * b.scale`` in real numbers.
+
+    Args:
+        a: (..., M, K) or (K,), as `fp8np.matmul` takes it, scaled blocks included.
+        b: (..., K, N) or (K,).
+        accumulate: a name of `fp8np.accumulators.ACCUMULATORS`, or an `Accumulator`.
+        promote_every: as for `fp8np.matmul`.
+        init: float32, broadcastable to the result.
+
+    Returns:
+        float64 of the result's shape; a NumPy scalar for two vectors. Infinite where a sum or a scaled sum may overflow float32; NaN where
+        the exact value is infinite or none.
+
+    Raises:
+        As `fp8np.matmul`.
+
+    The module's docstring has the derivation.
+
+    >>> import numpy as np
+    >>> a = QTensor(np.full((1, 256), 0x39, np.uint8), "e4m3fn")  # 256 times 1.125
+    >>> [float(error_bound(a, a.T, name)[0, 0]) for name in ("exact", "fp32")]  # 256 * 1.265625 = 324 takes 15 bits
+    [0.0, 0.0]
+    >>> tight = error_bound(a, a.T, "hopper")[0, 0]
+    >>> 0 < tight < 0.2
+    True
+    """
+    name = "error_bound"
+    how = resolve_accumulate(name, accumulate, promote_every)
+    check_operands(name, a=a, b=b)
+    if a.ndim == 0 or b.ndim == 0:
+        raise ShapeError(f"{name}: expected at least one axis, got a {a.shape} and b {b.shape}")
+    left = a.expand_dims(0) if a.ndim == 1 else a
+    right = b.expand_dims(1) if b.ndim == 1 else b
+    if left.shape[-1] != right.shape[-2]:
+        raise ShapeError(f"{name}: expected a (..., M, K) and b (..., K, N), got a {a.shape} and b {b.shape}: the K differ")
+    try:
+        batch = np.broadcast_shapes(left.shape[:-2], right.shape[:-2])
+    except ValueError:
+        raise ShapeError(f"{name}: the batch axes of a {a.shape} and b {b.shape} do not broadcast") from None
+    full = (*batch, left.shape[-2], right.shape[-1])
+    shape = (*batch, *([full[-2]] if a.ndim > 1 else []), *([full[-1]] if b.ndim > 1 else []))
+    start = None if init is None else float32_of(name, "init", init, shape).reshape(full).astype(np.float64)
+    with np.errstate(all="ignore"):
+        if a.block is not None or b.block is not None:
+            if start is not None:
+                raise PolicyError(f"{name}: init has no place in a product of scaled blocks; add it afterwards")
+            total = _scaled_blocks(left, right, how)
+        else:
+            check_scale(name, "a", left, (-1,), "axis=-2 (M)")
+            check_scale(name, "b", right, (-2,), "axis=-1 (N)")
+            total = _scaled(_sum(_operands(left, right, how), how, start), left, right)
+        bound = np.where(total.largest() * _MARGIN < 2.0**128 * (1 - _U), total.error * _MARGIN, np.inf)
+        bound = np.where(np.isfinite(total.value), bound, np.nan)
+    return np.broadcast_to(bound, full).reshape(shape)[()]
+
+
+@dataclass(frozen=True)
+class _Total:
+    """A sum, exact and as computed, elementwise."""
+
+    value: Doubles
+    """The exact sum, as float64 has it."""
+    doubt: Doubles
+    """How far the exact sum may be from `value`."""
+    error: Doubles
+    """How far the computed sum may be from the exact one."""
+    grid: Doubles
+    """Both sums are whole multiples of this."""
+    peak: Doubles
+    """At least the magnitude of every partial sum as computed."""
+
+    def largest(self) -> Doubles:
+        """At least the magnitude of the computed sum, and of those on the way to it."""
+        return np.maximum(np.abs(self.value) + self.doubt + self.error, self.peak)
+
+
+@dataclass(frozen=True)
+class _Operands:
+    """Values of the codes of a (..., M, K) and b (..., K, N), and their exponents as the accumulator sees them."""
+
+    a: Doubles
+    b: Doubles
+    a_exponent: npt.NDArray[np.int16]
+    b_exponent: npt.NDArray[np.int16]
+
+    def grid(self) -> Doubles:
+        """f64 (..., M, N): a power of two that divides all products of a row and a column."""
+        rows = _last_bits(self.a).min(axis=-1, initial=_COARSEST)
+        columns = _last_bits(self.b).min(axis=-2, initial=_COARSEST)
+        return rows[..., :, None] * columns[..., None, :]
+
+    def at(self, k: _Index | slice) -> _Operands:
+        """The same for some k only."""
+        return _Operands(self.a[..., k], self.b[..., k, :], self.a_exponent[..., k], self.b_exponent[..., k, :])
+
+    def top(self) -> Doubles:
+        """f64 (..., M, N): the largest exponent of the products."""
+        shape = np.broadcast_shapes((*self.a.shape[:-1], 1), (*self.b.shape[:-2], 1, self.b.shape[-1]))
+        top = np.full(shape, 2 * _NOTHING, np.int16)
+        for k in range(self.a.shape[-1]):
+            np.maximum(top, self.a_exponent[..., k, None] + self.b_exponent[..., None, k, :], out=top)
+        return top.astype(np.float64)
+
+
+def _operands(a: QTensor, b: QTensor, how: Accumulator) -> _Operands:
+    left, right = (decode_table(q.format).astype(np.float64)[q.codes] for q in (a, b))
+    return _Operands(left, right, _exponents(left, a.format, how), _exponents(right, b.format, how))
+
+
+def _last_bits(values: Doubles) -> Doubles:
+    """The weight of the last 1 of each number, with 8 bits of precision."""
+    fraction, exponent = np.frexp(values)
+    units = np.abs(fraction * 256).astype(np.int64)
+    return np.where(values == 0, _COARSEST, np.ldexp(units & -units, exponent - 8))
+
+
+def _exponents(values: Doubles, fmt: FloatFormat, how: Accumulator) -> npt.NDArray[np.int16]:
+    least = fmt.min_exponent if how.operand_exponent is None else how.operand_exponent
+    exponent = np.maximum(np.frexp(values)[1] - 1, least)
+    return np.where(values == 0, _NOTHING, exponent).astype(np.int16)
+
+
+# -- sums -------------------------------------------------------------------------------------------------------------
+
+
+def _sum(x: _Operands, how: Accumulator, start: Doubles | None) -> _Total:
+    """Of start and all products, in the way of the accumulator."""
+    grid = x.grid()
+    if start is not None:
+        grid = np.where(np.fmod(start, grid) == 0, grid, np.minimum(grid, 2.0**-149))
+    first = np.zeros(()) if start is None else start
+    if how.kind == "aligned":
+        return _aligned_sum(x, how, first, grid)
+    K = x.a.shape[-1]
+    magnitudes = np.abs(x.a) @ np.abs(x.b) + np.abs(first)
+    value = x.a @ x.b + first
+    doubt = _doubt(magnitudes, K, grid)
+    if how.kind == "exact":
+        largest = np.abs(value) + doubt
+        return _Total(value, doubt, _rounding(largest, 23, True, grid), grid, largest)
+    weights = np.full(K, K - (start is None)) if how.kind == "fp32" else K - np.arange(K)
+    if start is None:
+        weights = np.minimum(weights, K - 1)  # nothing is rounded when zero is added to the first
+    error = (np.abs(x.a) * _gamma(weights)) @ np.abs(x.b) + _gamma(K) * np.abs(first)
+    # Products that float32 cannot hold are rounded, once more than sums.
+    coarse = grid >= 2.0**-149
+    error = np.where(coarse, np.where(magnitudes <= grid * 2.0**24, 0.0, error), error + K * _SUBNORMAL * (1 + _gamma(K)))
+    return _Total(value, doubt, error, np.maximum(grid, 2.0**-149), magnitudes * (1 + _gamma(K)))
+
+
+def _aligned_sum(x: _Operands, how: Accumulator, start: Doubles, grid: Doubles) -> _Total:
+    zero = np.zeros(())
+    total = _Total(start, zero, zero, grid, np.abs(start))
+    if how.promote_every is None:
+        return _chain(x, how, list(_steps(x.a.shape[-1], how)), total)
+    steps, per_part = list(_steps(x.a.shape[-1], how)), how.promote_every // how.group
+    for i in range(0, len(steps), per_part):
+        part = _chain(x, how, steps[i : i + per_part], _Total(zero, zero, zero, x.grid(), zero))
+        total = _added(total, part, exactly=i == 0 and not start.any())
+    return total
+
+
+def _steps(K: int, how: Accumulator) -> Iterator[_Index]:
+    """The k of each step."""
+    order = np.array(how.order or range(how.group))
+    ks = (np.arange(0, K, order.size)[:, None] + order).reshape(-1, how.group)
+    for step in ks:
+        yield step[step < K]
+
+
+def _chain(x: _Operands, how: Accumulator, steps: Sequence[_Index], c: _Total) -> _Total:
+    value, error, grid, peak = c.value, c.error, c.grid, c.peak
+    nearest = how.output_rounding == "nearest_even"
+    magnitudes = np.abs(value)
+    count = 0
+    for ks in steps:
+        step = x.at(ks)
+        count += ks.size
+        products, sizes = step.a @ step.b, np.abs(step.a) @ np.abs(step.b)
+        before = np.abs(value) + _doubt(magnitudes, count, grid) + error
+        value, magnitudes = value + products, magnitudes + sizes
+        doubt = _doubt(magnitudes, count, grid)
+        top = step.top() if how.fraction_bits is not None else np.full((), 2.0 * _NOTHING)
+        error = error + _lost(how, ks.size, top, sizes, before, grid)
+        # The terms are whole multiples of this.
+        unit = np.maximum(_power(top - (how.fraction_bits or 0)), grid)
+        if how.addend == "rounded":
+            inner = np.abs(products) + _doubt(sizes, ks.size, grid) + _lost(how, ks.size, top, sizes, before, grid)
+            rounded = _rounding(inner, how.output_fraction_bits, nearest, unit)
+            peak = np.maximum(peak, inner + rounded)
+            error = error + rounded
+            error = error + _rounding(np.abs(value) + doubt + error, 23, True, grid)
+        else:
+            if how.addend == "after":
+                error = error + _cut(np.abs(value) + doubt + error, how.sum_fraction_bits, grid)
+                unit = grid
+            largest = np.abs(value) + doubt + error
+            error = error + _rounding(largest, how.output_fraction_bits, nearest, unit)
+        peak = np.maximum(peak, np.abs(value) + doubt + error)
+    return _Total(value, _doubt(magnitudes, count, grid), error, grid, peak)
+
+
+def _lost(how: Accumulator, count: int, top: Doubles, sizes: Doubles, before: Doubles, grid: Doubles) -> Doubles:
+    """What alignment takes from the products of a step, and from c, whose magnitude is at most `before`."""
+    if how.fraction_bits is None:
+        return np.zeros(())
+    highest = np.maximum(top, _exponent(before)) if how.addend != "rounded" else top
+    if how.addend == "aligned":
+        loss = np.maximum(_power(highest - how.fraction_bits) - grid, 0.0)
+        return np.minimum(count * loss, sizes) + np.minimum(loss, before)
+    loss = np.maximum(_power(top - how.fraction_bits) - grid, 0.0)
+    products = np.minimum(count * loss, sizes)
+    if how.addend == "rounded":
+        return products
+    # The sums that are kept apart, all but the one with the largest exponent; then their sum; then c.
+    joined = (how.interleave - 1) * loss
+    wide = _power(highest - how.sum_fraction_bits - 1)
+    joined = joined + np.where(wide <= np.maximum(grid, _power(top - how.fraction_bits)), 0.0, wide)
+    own = np.where(before > 0, np.maximum(_power(highest - how.fraction_bits) - grid, 0.0), 0.0)
+    return products + joined + (own if how.alignment == "floor" else np.minimum(own, before))
+
+
+def _added(total: _Total, part: _Total, *, exactly: bool = False) -> _Total:
+    """The float32 sum of two float32."""
+    value, doubt = total.value + part.value, total.doubt + part.doubt
+    grid = np.minimum(total.grid, part.grid)
+    doubt = doubt + np.where(np.abs(value) < grid * 2.0**53, 0.0, np.abs(value) * _FLOAT64)
+    error = total.error + part.error
+    if not exactly:
+        error = error + _rounding(np.abs(value) + doubt + error, 23, True, grid)
+    peak = np.maximum(np.maximum(total.peak, part.peak), np.abs(value) + doubt + error)
+    return _Total(value, doubt, error, grid, peak)
+
+
+# -- scales -----------------------------------------------------------------------------------------------------------
+
+
+def _scaled(x: _Total, a: QTensor, b: QTensor) -> _Total:
+    """Multiplied by the scales of a and of b, each product rounded to float32."""
+    first, second = a.scale.astype(np.float64), b.scale.astype(np.float64)
+    return _times(x, first, second)
+
+
+def _times(x: _Total, first: Doubles, second: Doubles) -> _Total:
+    """Multiplied by two scales, in either order or by their float32 product: two roundings."""
+    scale = first * second
+    inexact = (np.frexp(first)[0] != 0.5).astype(np.float64) + (np.frexp(second)[0] != 0.5)
+    value, doubt = x.value * scale, x.doubt * scale
+    size = np.abs(x.value) + x.doubt + x.error
+    error = x.error * scale + size * scale * ((1 + _U) ** inexact - 1)
+    # What may be subnormal on the way has an error of its own. Not so a zero.
+    tiny = x.grid * np.minimum(first, scale) < 2.0**-125
+    error = error + np.where(tiny & (size > 0), 2 * _SUBNORMAL * (1 + second), 0.0)
+    error = error + np.where((scale < 2.0**-125) & (size > 0), 2 * _SUBNORMAL * size, 0.0)
+    peak = np.maximum(x.peak, size * np.maximum(first, scale) + error)
+    return _Total(value, doubt + np.abs(value) * 2 * _FLOAT64, error, _NO_GRID, peak)
+
+
+def _scaled_blocks(a: QTensor, b: QTensor, how: Accumulator) -> _Total:
+    """The sum over segments of K, within which neither operand changes its scale, each from zero, scaled and added in float32."""
+    K = a.shape[-1]
+    x = _operands(a, b, how)
+    zero = np.zeros(())
+    total = _Total(zero, zero, zero, _NO_GRID, zero)
+    left, right = _scales(a), _scales(b)
+    edges = {0, K, *(k for q, axis in ((a, -1), (b, -2)) for k in range(0, K, _block_length(q, axis)))}
+    for first, last in pairwise(sorted(edges)):
+        part = _sum(x.at(slice(first, last)), how, None)
+        total = _added(total, _times(part, left[..., first : first + 1], right[..., first : first + 1, :]), exactly=first == 0)
+    if how.kind != "exact":
+        return total
+    largest = np.abs(total.value) + total.doubt
+    return _Total(total.value, total.doubt, _rounding(largest, 23, True, _NO_GRID), _NO_GRID, largest)
+
+
+def _block_length(q: QTensor, axis: int) -> int:
+    return q.shape[axis] if q.block is None else q.block[axis]
+
+
+def _scales(q: QTensor) -> Doubles:
+    """The scale of every element."""
+    scale = q.scale.astype(np.float64)
+    if q.block is None:
+        return np.broadcast_to(scale, q.shape)
+    for axis, (n, length) in enumerate(zip(q.shape, q.block, strict=True)):
+        scale = np.take(scale, np.arange(n) // length, axis=axis)
+    return scale
+
+
+# -- roundings --------------------------------------------------------------------------------------------------------
+
+
+def _gamma(w: Any) -> Any:
+    # Beyond 2^23 additions the bound says nothing.
+    w = np.asarray(w, np.float64)
+    return np.where(w * _U < 0.5, w * _U / (1 - w * _U), np.inf)
+
+
+def _power(exponent: Doubles) -> Doubles:
+    return np.ldexp(1.0, np.maximum(exponent, -2000).astype(np.int64))
+
+
+def _exponent(magnitude: Doubles) -> Doubles:
+    """Of a float32 of at most this magnitude; `_NOTHING` for zero."""
+    exponent = np.maximum(np.frexp(magnitude)[1] - 1.0, -126)
+    return np.where(magnitude > 0, exponent, 2.0 * _NOTHING)
+
+
+def _rounding(largest: Doubles, bits: int, nearest: bool, unit: Any) -> Doubles:
+    """The largest error of rounding a multiple of `unit`, of at most this magnitude, to so many fraction bits."""
+    ulp = _power(_exponent(largest) - bits)
+    return np.where(ulp <= unit, 0.0, ulp / 2 if nearest else np.minimum(ulp - unit, largest))
+
+
+def _cut(largest: Doubles, bits: int, unit: Any) -> Doubles:
+    """The same of flooring."""
+    ulp = _power(_exponent(largest) - bits)
+    return np.where(ulp <= unit, 0.0, ulp)
+
+
+def _doubt(magnitudes: Doubles, count: int, grid: Doubles) -> Doubles:
+    """The error of a float64 sum, in any order, of multiples of `grid`: none, as long as float64 holds all partial sums."""
+    return np.where(magnitudes <= grid * 2.0**52, 0.0, magnitudes * ((count + 1) * _FLOAT64 * 2))
