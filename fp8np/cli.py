@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any, TextIO, cast
 import click
 
 import fp8np
+from fp8np.cli_explain import explain
+from fp8np.cli_verify import verify
 from fp8np.errors import Fp8npError, MissingDependencyError
 
 if TYPE_CHECKING:
@@ -82,16 +84,22 @@ class _Convert(click.Command):
 @click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
 @click.version_option(fp8np.__version__, prog_name="fp8np")
 def main() -> None:
-    """FP8 on any CPU: convert trained models, run them with NumPy, look inside.
+    """FP8 on any CPU: convert trained models, run them with NumPy, look inside, and verify the numerics.
 
     \b
     fp8np convert  FOLDER -o model.safetensors --calibration data.npz
     fp8np run      model.safetensors inputs.npz -o outputs.npz
     fp8np inspect  model.safetensors
     fp8np evaluate model.safetensors --data labelled.npz --metric accuracy
+    fp8np explain  0.3
+    fp8np verify
 
     Exit codes: 0 done, 1 failed, 2 wrong usage.
     """
+
+
+main.add_command(explain)
+main.add_command(verify)
 
 
 @main.command(cls=_Convert)

@@ -115,7 +115,7 @@ def _exhaustive(implementation: str | None, formats: tuple[FloatFormat, ...] | N
     from fp8np.verify.suite import checked
 
     report = Report(checked(implementation).name, facts())
-    report.rows.extend(exhaustive(implementation, formats, state=state, progress=progress, facts=report.facts))
+    report.rows.extend(exhaustive(implementation, formats, state_dir=state, progress=progress, facts=report.facts))
     return report
 
 

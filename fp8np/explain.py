@@ -308,7 +308,7 @@ def _codes(fmt: FloatFormat, number: Number, policy: Policy) -> tuple[tuple[int,
     if first == last:
         return ((first, Fraction(1)),)
     few = bisect_left(range(count), True, key=lambda r: code(r) != first)  # more random bits never round back towards zero
-    return (first, Fraction(few + 1, count)), (last, Fraction(count - few, count))
+    return (first, Fraction(few, count)), (last, Fraction(count - few, count))
 
 
 def _why(

@@ -70,9 +70,10 @@ class QTensor:
             array = array.view(np.uint8)
         if array.dtype != np.uint8:
             raise DTypeError(f"QTensor: expected uint8 codes or an ml_dtypes array, got {array.dtype}; use quantize() for values")
-        if self._format.bits < 8 and array.size and array.max() >> self._format.bits:
+        bits = self._format.bits
+        if bits < 8 and array.size and array.max() >> bits:
             raise FormatError(
-                f"QTensor: codes of {self._format} have {self._format.bits} bits, one in each byte, got 0x{array.max():02X}: unpack them first"
+                f"QTensor: {self._format} has codes of {bits} bits, one in each byte, got 0x{array.max():02X}; unpack them first"
             )
         self._codes: Codes = array
         self._block: tuple[int, ...] | None = None if block is None else block_of("QTensor", block, array.shape)

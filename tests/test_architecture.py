@@ -31,6 +31,7 @@ LEVELS = {
     "_settings": 0,
     "formats": 1,
     "_finfo": 1,
+    "_numbers": 1,
     "dims": 1,
     "_files": 1,
     "policy": 2,

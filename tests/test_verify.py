@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import io
 import json
 import math
 from collections.abc import Iterator
@@ -61,7 +62,7 @@ def test_tables_hold_what_the_scalar_law_says_of_every_cell(name: str) -> None:
         np.testing.assert_array_equal(law_table(fmt, policy), np.array(expected, np.uint8), str(policy))
 
 
-FORMAT = st.sampled_from([*FORMATS.values(), get_format("e5m2@62")])
+FORMAT = st.sampled_from([get_format(n) for n in ("e5m2", "e4m3fnuz", "e8m0fnu", "e2m3fn", "binary8p1se", "binary8p8uf", "e5m2@62")])
 DETERMINISTIC = [r for r in ROUNDING if r not in STOCHASTIC]
 
 
@@ -228,7 +229,7 @@ def test_what_is_not_done_is_skipped_and_what_fails_is_a_mismatch() -> None:
 
 def test_a_known_reason_explains_exactly_what_it_says() -> None:
     policy = Policy("ieee")
-    x = np.array([0x1.0000000000001p-10, 0x1.0000000000001p-10, 1.0, 2.0])
+    x = np.array([2.0**-10 * (1 + 2.0**-52)] * 2 + [1.0, 2.0])
     ours = law(E4M3FN, x, policy)
     twice = law(E4M3FN, x.astype(np.float32), policy)
     assert (ours[0], twice[0]) == (1, 0)
@@ -297,7 +298,9 @@ def judged(implementation: Any, cases: Iterator[ProductCase]) -> Row:
 
 
 @pytest.mark.parametrize("name", ACCUMULATORS)
-def test_a_product_that_is_off_by_one_bit(name: str) -> None:
+def test_a_product_that_is_off_by_one_bit(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(products, "diagnosed", lambda *_: "")  # takes seconds where there is nothing to find
+
     def matmul(a: Any, a_format: str, b: Any, b_format: str, **how: Any) -> Any:
         result = Ours().matmul(a, a_format, b, b_format, **how)
         finite = np.isfinite(result)
@@ -364,7 +367,7 @@ ROWS = [
 def test_table(every_row: bool) -> None:
     from rich.console import Console
 
-    console = Console(width=160, record=True, file=open("/dev/null", "w", encoding="utf-8"))  # noqa: SIM115, PTH123
+    console = Console(width=160, record=True, file=io.StringIO())
     console.print(report_table(Report("mine", rows=ROWS), every_row=every_row), markup=False)
     text = console.export_text()
     for part in ("ties away", "in: expected want, got have", "rounds twice", "not done", "4 of 466 results differ", "lib 1 (f): 3 results"):

@@ -83,6 +83,10 @@ def operands(rng: np.random.Generator, names: tuple[str, str], tiles: int, K: in
             codes[np.isin(codes, special)] = 0x01
         if kind == "normal":  # values around one, as trained weights have
             codes[:] = (codes & 0x80) | (0x28 + (codes & 0x1F))
+    if kind == "tiny":  # subnormal operands and the smallest normal ones, c among their products
+        a &= 0x8F
+        b &= 0x8F
+        c *= np.float32(2.0**-20)
     if kind == "special":  # few of them, so that most sums stay finite
         for codes in (a, b):
             codes[rng.random(codes.shape) > 0.004] &= 0xBB
@@ -129,7 +133,7 @@ def main() -> None:
             d = torch.empty(c.shape, dtype=torch.float32, device="cuda")
             if library.mma(pair, tiles, K, *map(pointer, tensors), pointer(d)):
                 raise RuntimeError("the product failed")
-            key = f"{names[0]}_{names[1]}_k{K}_{kind}"
+            key = f"float8_{names[0]}_float8_{names[1]}_k{K}_{kind}"
             arrays |= {f"{key}_{n}": v for n, v in (("a", a), ("b", b), ("c", c), ("d", d.cpu().numpy()))}
     np.savez_compressed(folder / "hopper_mma.npz", **arrays)
     version = subprocess.run(["nvcc", "--version"], capture_output=True, text=True, check=True).stdout.splitlines()[-1]

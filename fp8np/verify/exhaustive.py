@@ -326,7 +326,11 @@ def _diagnosis(task: _Task, differing: list[int]) -> str:
     crafted = [given.x for given in inputs(task.fmt) if given.x.dtype == np.float32]
     x = np.concatenate([np.array(differing, np.uint32).view(np.float32), *crafted])
     at = np.searchsorted(task.law.starts, x.view(np.uint32).astype(np.int64), side="right") - 1
-    return diagnose.encoding(task.fmt, task.policy, x, task.law.codes[at], task.encode(x))
+    try:
+        got = task.encode(x)
+    except (NotOffered, BadResult):  # it takes whole pieces, but not these
+        return ""
+    return diagnose.encoding(task.fmt, task.policy, x, task.law.codes[at], got)
 
 
 def _difference(fmt: FloatFormat, bits: int, expected: int, got: int) -> Difference:

@@ -64,7 +64,7 @@ class Runs:
             out[start:stop] = code
 
 
-@lru_cache(maxsize=32)
+@lru_cache(maxsize=256)
 def runs(fmt: FloatFormat, policy: Policy = SATURATE) -> Runs:
     """The codes of all float32 numbers, by `fp8np.reference.encode`.
 
