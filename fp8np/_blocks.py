@@ -72,7 +72,7 @@ def block_matmul(a: QTensor, b: QTensor, how: Accumulator) -> Floats:
     except ValueError:
         raise ShapeError(f"matmul: the batch axes of a {a.shape} and b {b.shape} do not broadcast") from None
     out = (_exact if how.kind == "exact" else _fused)(left, right, batch, how)
-    return out.reshape(*batch, *([M] if a.ndim > 1 else []), *([N] if b.ndim > 1 else []))
+    return out.reshape((*batch, *([M] if a.ndim > 1 else []), *([N] if b.ndim > 1 else [])))
 
 
 class _Segments:
@@ -107,7 +107,8 @@ def _scales(q: QTensor, axis: int) -> Floats:
 
 def _fused(a: QTensor, b: QTensor, batch: tuple[int, ...], how: Accumulator) -> Floats:
     M, N = a.shape[-2], b.shape[-1]
-    total = np.zeros((math.prod(batch), M, N), np.float32)
+    Z = math.prod(batch)
+    total = np.zeros((Z, M, N), np.float32)
     segments = _Segments(a, b, batch)
     add = select("add_scaled")
     for start, stop in segments.bounds:
@@ -115,7 +116,7 @@ def _fused(a: QTensor, b: QTensor, batch: tuple[int, ...], how: Accumulator) -> 
         codes = QTensor(a.codes[..., start:stop], a.format), QTensor(b.codes[..., start:stop, :], b.format)
         partial = product(*codes, batch, how, None).reshape(total.shape)
         left, right = segments.scales(start)
-        add(partial, np.ascontiguousarray(left).reshape(-1, M), np.ascontiguousarray(right).reshape(-1, N), total)
+        add(partial, np.ascontiguousarray(left).reshape(Z, M), np.ascontiguousarray(right).reshape(Z, N), total)
     return total
 
 

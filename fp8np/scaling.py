@@ -144,7 +144,7 @@ def quantize(
     >>> q.codes.tolist(), (q.scale * 448).tolist()
     ([[118, 254], [0, 0]], [[2.0], [448.0]])
     >>> quantize(np.arange(64.0), "mxfp4").scale
-    array([ 4.,  8.], dtype=float32)
+    array([4., 8.], dtype=float32)
     >>> quantize(np.ones((300, 200)), "e4m3fn", block=(128, 128)).scale.shape
     (3, 2)
     """

@@ -321,15 +321,21 @@ def _values(fmt: FloatFormat) -> npt.NDArray[np.float64]:
 
 def _codes_of(scales: Floats, fmt: FloatFormat, what: str = "QTensor") -> Codes:
     """The codes of positive scales, each of which must be a value of the format, or NaN."""
-    values = _values(fmt)
-    # Positive codes are in ascending order of their values.
-    codes = np.flatnonzero((values > 0) & np.isfinite(values)).astype(np.uint8)
+    values, by_bits = _values(fmt), _by_bits(fmt)
+    found = by_bits[scales.view(np.uint32) >> 16]
     nan = np.isnan(scales)
-    place = np.minimum(np.searchsorted(values[codes], scales), len(codes) - 1)
-    found = codes[place]
     wrong = (values[found] != scales) & ~nan
     if wrong.any():
         raise ScaleError(f"{what}: {float(scales[wrong].flat[0])!r} is not a value of the scale format {fmt}; round scales to it first")
-    if nan.any():
-        found = np.where(nan, np.uint8(max(fmt.nan_codes)), found)
-    return np.asarray(found, np.uint8)
+    return np.where(nan, np.uint8(max(fmt.nan_codes)), found) if nan.any() else np.asarray(found)
+
+
+@lru_cache(maxsize=64)
+def _by_bits(fmt: FloatFormat) -> Codes:
+    """u8 (65536,): the code of the positive value whose float32 has these upper 16 bits; its other bits are all 0."""
+    values = _values(fmt)
+    codes = np.flatnonzero((values > 0) & np.isfinite(values)).astype(np.uint8)
+    table = np.zeros(1 << 16, np.uint8)
+    table[values[codes].astype(np.float32).view(np.uint32) >> 16] = codes
+    table.setflags(write=False)
+    return table

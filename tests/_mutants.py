@@ -45,7 +45,7 @@ class Plain:
             finite = np.isfinite(x)
             magnitude = np.abs(np.where(finite, x, 1))
             lowest = 1 - f.bias
-            exponent = np.maximum(np.frexp(magnitude)[1] - 1, lowest)
+            exponent = np.where(magnitude > 0, np.maximum(np.frexp(magnitude)[1] - 1, lowest), lowest)
             quanta = self.rounded(np.ldexp(magnitude, f.m - exponent), rounding, minus, exponent == lowest)
             codes = self.assembled(quanta.astype(np.int64), exponent - lowest, f)
         over = self.beyond(codes, magnitude, f, overflow) & finite

@@ -24,7 +24,7 @@ from fp8np.verify.cases import PRESET, Inputs, all_16_bit, inputs, policies
 from fp8np.verify.implementation import Checked
 from fp8np.verify.known import explain
 from fp8np.verify.law import cells, law, law_table
-from fp8np.verify.references import REFERENCES, Conversion, Reference
+from fp8np.verify.references import REFERENCES, Conversion
 
 __all__ = ["against_law", "against_libraries", "against_records", "data_file"]
 
@@ -136,37 +136,53 @@ def against_libraries(
     """The same numbers, converted by the libraries that are installed."""
     for i, library in enumerate(REFERENCES):
         progress("other libraries", i, len(REFERENCES))
+        first = next(suite for suite in _SUITES if suite in wanted)
         try:
-            version = library.version()
-            yield from _against_library(implementation, fmts, wanted, library, f"{library.name} {version}")
+            title = f"{library.name} {library.version()}"
         except MissingDependencyError as error:
-            yield skipped(next(s for s in _SUITES if s in wanted), library.name, "", "", str(error))
+            yield skipped(first, library.name, "", "", str(error))
+            continue
+        try:
+            decoders, conversions = list(library.decoders()), list(library.conversions())
+        except Exception as error:  # another version of the library
+            yield skipped(first, title, "", "", _text(error))
+            continue
+        if "decode" in wanted:
+            for fmt, decode in decoders:
+                if fmt in fmts:
+                    yield _against_decoder(implementation, title, fmt, decode)
+        for how in conversions:
+            if how.fmt in fmts:
+                yield from _against_conversion(implementation, _wanted(how.fmt, wanted), library.name, title, how)
     progress("other libraries", len(REFERENCES), len(REFERENCES))
 
 
-def _against_library(
-    implementation: Checked, fmts: tuple[FloatFormat, ...], wanted: frozenset[str], library: Reference, title: str
-) -> Iterator[Row]:
-    for fmt, decode in library.decoders():
-        if fmt in fmts and "decode" in wanted:
-            yield _decoding_row(title, fmt, decode(_all_codes(fmt)), _decoded(implementation, fmt))
-    for how in library.conversions():
-        if how.fmt in fmts:
-            yield from _against_conversion(implementation, _wanted(how.fmt, wanted), library, title, how)
+def _text(error: Exception) -> str:
+    return f"raised {type(error).__name__}: {error}"[:300]
 
 
-def _against_conversion(
-    implementation: Checked, numbers: tuple[Inputs, ...], library: Reference, title: str, how: Conversion
-) -> Iterator[Row]:
+def _against_decoder(implementation: Checked, title: str, fmt: FloatFormat, decode: Callable[[Array], Array]) -> Row:
+    try:
+        theirs = decode(_all_codes(fmt))
+    except Exception as error:  # another version of the library
+        return skipped("decode", title, fmt, "", _text(error))
+    return _decoding_row(title, fmt, theirs, _decoded(implementation, fmt))
+
+
+def _against_conversion(implementation: Checked, numbers: tuple[Inputs, ...], library: str, title: str, how: Conversion) -> Iterator[Row]:
     rows: dict[str, _Encoding] = {}
     for given in numbers:
         growing = rows.setdefault(given.suite, _Encoding(Row(given.suite, title, how.fmt.name, how.name), how.fmt, how.policy, []))
         x = given.x if how.takes_nan else given.x[~np.isnan(given.x)]
-        theirs = how.encode(x)
+        try:
+            theirs = how.encode(x)
+        except Exception as error:  # another version of the library
+            rows[given.suite].row = skipped(given.suite, title, how.fmt, how.name, _text(error))
+            continue
         got = _encoded(implementation, x, how.fmt, how.policy, how.preset)
         explained, reason = None, ""
         if not isinstance(got, Failure):
-            explained, reason = explain(library.name, given.suite, how.fmt, how.policy, x, theirs, got)
+            explained, reason = explain(library, given.suite, how.fmt, how.policy, x, theirs, got)
         growing.add(x, theirs, got, explained, reason)
     yield from (growing.done() for growing in rows.values())
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from typing import Any
 
 import numpy as np
@@ -102,16 +102,15 @@ class _Encoding:
     def _explained(self, source: Suspect | None, predicted: Codes) -> bool:
         return _agrees(predicted, self._observed(source, slice(None)))
 
-    def _sources(self) -> Iterator[tuple[Suspect | None, Table]]:
+    @cached_property
+    def _sources(self) -> list[tuple[Suspect | None, Table]]:
         """Suspects of the source under which every cell got one code: others are refuted, whatever comes after them."""
-        for source in (None, *sources()):
-            table = self._observed(source, self.at)
-            if not (table == MIXED).any():
-                yield source, table
+        every = ((source, self._observed(source, self.at)) for source in (None, *sources()))
+        return [(source, table) for source, table in every if not (table == MIXED).any()]
 
     def _singles(self, special: bool = False) -> Iterator[str]:
         suspects = _tables(self.fmt, self.policy)
-        for source, seen in self._sources():
+        for source, seen in self._sources:
             if source is None:
                 fitting = [(s.text, t) for s, t in suspects if s.special == special and _agrees(t, seen)]
             else:
@@ -129,29 +128,42 @@ class _Encoding:
 
     def _learned(self) -> Iterator[str]:
         plain = Suspect("").table(self.fmt, self.policy)
-        for source, seen in self._sources():
+        for source, seen in self._sources:
             if source is None:
                 yield from (text for text, table in _learn(grid(self.fmt), plain, seen) if self._explained(None, table))
 
     def _pairs(self) -> Iterator[str]:
         suspects = _tables(self.fmt, self.policy)
-        for source, seen in self._sources():
+        for source, seen in self._sources:
             if source is not None:
                 fitting = ((f"{source.text}; and {s.text}", t) for s, t in suspects if _agrees(t, seen))
             else:
-                fitting = (
-                    (f"{s.text}; and {s2.text}", t2)
-                    for (s, t), (s2, _) in itertools.permutations(suspects, 2)
-                    if _agrees(t2 := _joined(self.fmt, self.policy, s, s2, t), seen)
-                )
+                fitting = self._joint(suspects, seen)
             for text, table in fitting:
                 if self._explained(source, table):
                     yield text
                     break
 
+    def _joint(self, suspects: tuple[tuple[Suspect, Codes], ...], seen: Table) -> Iterator[tuple[str, Codes]]:
+        """Pairs of which each changes cells that the other leaves wrong, and no cell stays wrong."""
+        plain = Suspect("").table(self.fmt, self.policy)
+        wrong = (plain != seen) & (seen != UNSEEN)
+        changes = np.array([t != plain for _, t in suspects])
+        right = np.array([(t == seen) | (seen == UNSEEN) for _, t in suspects])
+        for i, (one, table) in enumerate(suspects):
+            # Where only one of the two acts, that one alone must be right.
+            left = wrong & ~changes[i]
+            alone = (changes[i] & ~right[i])[None] & ~changes
+            refuted = ((~changes & left) | alone | (changes & ~right & ~changes[i])).any(axis=1)
+            for k in np.flatnonzero(~refuted).tolist():
+                two = suspects[k][0]
+                both = _joined(self.fmt, self.policy, one, two, table)
+                if k != i and _agrees(both, seen):
+                    yield f"{one.text}; and {two.text}", both
+
     def _pairs_learned(self) -> Iterator[str]:
         plain = Suspect("").table(self.fmt, self.policy)
-        for source, seen in self._sources():
+        for source, seen in self._sources:
             begun = [(source.text, plain)] if source is not None else [(s.text, t) for s, t in _tables(self.fmt, self.policy)]
             if source is None:
                 # Two patterns, as though neither were a known bug.
@@ -172,7 +184,7 @@ def _agrees(predicted: npt.NDArray[Any], seen: Table) -> bool:
     return bool(((predicted == seen) | (seen == UNSEEN)).all())
 
 
-@lru_cache(maxsize=64)
+@lru_cache(maxsize=256)
 def _tables(fmt: FloatFormat, policy: Policy) -> tuple[tuple[Suspect, Codes], ...]:
     """Suspects that predict anything else than the law, with what they predict."""
     plain = Suspect("").table(fmt, policy)

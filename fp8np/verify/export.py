@@ -10,6 +10,7 @@ import dataclasses
 import hashlib
 import json
 import os
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 import fp8np
-from fp8np import reference
+from fp8np import policy, reference
 from fp8np._files import replacing
 from fp8np.accumulators import ACCUMULATORS, Accumulator
 from fp8np.data import Progress, write_arrays
@@ -44,8 +45,9 @@ Each table comes twice: as `.npz` (NumPy, no pickles) and as `.hex`: a header of
 digits, as Verilog's `$readmemh` reads it. `_` separates the fields of a word and counts for nothing. The leftmost field is in the
 most significant bits; a code takes two digits, also where the format has fewer bits.
 
-    reg [31:0] vectors [0:65535];  initial $readmemh("encode/float8_e4m3fn_bfloat16.hex", vectors);
-    // {{input, code of policy 0, code of policy 1}} = vectors[i];  the header tells the width of a word and the policies
+    reg [WIDTH-1:0] vectors [0:WORDS-1];               // both are in the header of the file, with the width of each field
+    initial $readmemh("encode/FORMAT_SOURCE.hex", vectors);
+    assign {{bits, code_1, code_2}} = vectors[i];        // and what each code is
 
 ## decode/FORMAT
 The float32 bits of the value of each code; line = code. npz: `values`. Any NaN stands for NaN.
@@ -54,7 +56,7 @@ The float32 bits of the value of each code; line = code. npz: `values`. Any NaN 
 The codes of numbers of a source type: `input_code_code_...`, a code for each policy. npz: `inputs` (bits), `codes` (inputs, policies).
 `float16` and `bfloat16`: all 65,536, line = bits. `float32` and `float64`: every value and every middle of the format with its
 neighbours on both sides (m (1 +- 2^-k) for k = 26, 30, 40, 52 too), numbers spread over the range, zeros, infinities, NaNs.
-A policy is written `overflow, rounding, nan, ... (presets that are this policy)`; {policy_url} has their meaning.
+A policy is written `overflow, rounding, nan, ... (presets that are this policy)`; the last section has their meaning.
 
 ## products/ACCUMULATOR_A_B_CASE
 Dot products, one a line: `a[0]a[1]..a[K-1]_b[0]b[1]..b[K-1]_c_d`: d = c + sum a[k] b[k], c and d the bits of float32. npz: `a` and `b`
@@ -66,6 +68,13 @@ Cases: `narrow`: products of similar size, which cancel; `wide`: of all sizes; `
 | accumulator | rule | source | compared with |
 |---|---|---|---|
 {accumulators}
+
+The fields of a rule are those of `fp8np.accumulators.Accumulator`.
+
+## Policies
+```text
+{policies}
+```
 """
 
 
@@ -124,7 +133,7 @@ def export_vectors(
             files.append(path)
     target.mkdir(parents=True, exist_ok=True)
     rules = "\n".join(f"| {how.name} | {_rule(how)} | {how.source} | {how.verified or 'its definition'} |" for how in sums)
-    readme = README.format(version=fp8np.__version__, policy_url="`fp8np.policy`", accumulators=rules)
+    readme = README.format(version=fp8np.__version__, accumulators=rules, policies=(policy.__doc__ or "").strip())
     return [_write(target / "README.md", readme), _write(target / "index.json", json.dumps(index, indent=1) + "\n"), *files]
 
 
@@ -236,7 +245,7 @@ def _products(how: Accumulator, a_format: FloatFormat, b_format: FloatFormat) ->
         facts = {"accumulator": how.name, "rule": _rule(rule), "a": str(a_format), "b": str(b_format), "terms": terms}
         facts["nan"] = f"{how.nan_code:08x}" if how.kind == "aligned" else "any"
         yield _Table(
-            f"products/{how.name}_{a_format}_{b_format}_{name}",
+            f"products/{re.sub(r'[^A-Za-z0-9.-]+', '_', how.name)}_{a_format}_{b_format}_{name}",
             "a_b_c_d: d = c + sum of a[k] * b[k], k = 0 leftmost",
             (a, b, c.view(np.uint32), d),
             {"a": a, "b": b, "c": c, "d": d.view(np.float32)},

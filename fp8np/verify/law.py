@@ -33,11 +33,11 @@ Codes = npt.NDArray[np.uint8]
 
 @lru_cache(maxsize=256)
 def breakpoints(fmt: FloatFormat) -> tuple[Fraction, ...]:
-    """0, and all values and midpoints, ascending, up to the first value beyond what rounds to the largest.
+    """0, and all values and midpoints, ascending, up to the second value that would follow the largest.
 
     >>> from fp8np.formats import get_format
     >>> [float(p) for p in breakpoints(get_format("e2m1fn"))][-4:]
-    [6.0, 7.0, 8.0, 10.0]
+    [7.0, 8.0, 10.0, 12.0]
     """
     values = [reference.magnitude_value(fmt, m) for m in range(fmt.max_magnitude + 3)]
     points = {Fraction(0), *values}

@@ -9,14 +9,14 @@ import fp8np
 from fp8np.accumulators import ACCUMULATORS
 from fp8np.errors import PolicyError
 from fp8np.formats import FORMATS, FloatFormat, get_format
-from fp8np.verify import conversions, convolutions, products
+from fp8np.verify import conversions, convolutions, products, stochastic
 from fp8np.verify._result import Report, Row
 from fp8np.verify.facts import facts
 from fp8np.verify.implementation import Checked, Ours, load
 
 __all__ = ["SUITES", "checked", "verify"]
 
-SUITES = ("decode", "16 bit", "float32", "float64", "digest", "gemm", "conv")
+SUITES = ("decode", "16 bit", "float32", "float64", "stochastic", "digest", "gemm", "conv")
 """The checks, as rows name them."""
 
 Progress = Callable[[str, int, int | None], None]
@@ -83,6 +83,11 @@ def _checks(implementation: Checked, fmts: tuple[FloatFormat, ...], wanted: froz
             yield conversions.against_law(implementation, fmt, wanted)
         progress("conversions against the law", len(fmts), len(fmts))
         yield conversions.against_libraries(implementation, fmts, wanted, progress)
+    if "stochastic" in wanted:
+        for i, fmt in enumerate(fmts):
+            progress("stochastic rounding", i, len(fmts))
+            yield stochastic.against_law(implementation, fmt)
+        progress("stochastic rounding", len(fmts), len(fmts))
     if wanted & (_CONVERSIONS | {"digest"}):
         yield conversions.against_records(implementation, fmts, wanted)
     if "gemm" in wanted:
