@@ -169,9 +169,9 @@ def _scaled(sums: _Doubles, s: _Doubles, t: _Doubles, whole: bool, parts: _Doubl
 
 
 def _halves(x: _Doubles) -> tuple[_Doubles, _Doubles]:
-    """x, of at most 48 bits, as the sum of two float64 of at most 24 bits."""
-    fraction, exponent = np.frexp(x)
-    high = np.ldexp(np.rint(np.ldexp(fraction, 24)), exponent - 24)
+    """x, of at most 48 bits, as the sum of two float64 of at most 24 bits (Veltkamp's splitting)."""
+    c = x * (2.0**29 + 1)
+    high = c - (c - x)
     return high, x - high
 
 

@@ -290,10 +290,12 @@ def _lost(how: Accumulator, count: int, top: Doubles, sizes: Doubles, before: Do
     products = np.minimum(count * loss, sizes)
     if how.addend == "rounded":
         return np.asarray(products)
-    # The sums that are kept apart, all but the one with the largest exponent; then their sum; then c.
-    joined = (how.interleave - 1) * loss
+    # Of sums that are kept apart, those with a smaller exponent lose less than half as much of each product, and then no more than
+    # the other half when they are brought to the same exponent. But what is floored may lose more than all of it.
+    if how.interleave > 1 and how.alignment == "floor":
+        products = count * loss
     wide = _power(highest - how.sum_fraction_bits - 1)
-    joined = joined + np.where(wide <= np.maximum(grid, _power(top - how.fraction_bits)), 0.0, wide)
+    joined = np.where(wide <= np.maximum(grid, _power(top - how.fraction_bits)), 0.0, wide)
     own = np.where(before > 0, np.maximum(_power(highest - how.fraction_bits) - grid, 0.0), 0.0)
     return np.asarray(products + joined + (own if how.alignment == "floor" else np.minimum(own, before)))
 

@@ -229,7 +229,8 @@ def _quantize_blocks(
     count = blocks_of(values.shape, block)
     if scale is None:
         scales = np.asarray(scale_for(_amax_blocks(values, block), f, scale_format=kept, scale_rule=rule))
-        if kept is not None and kept.nan_codes and not f.nan_codes and np.isnan(values).any():
+        # The maximum is NaN if any value is, and needs no array of its own.
+        if kept is not None and kept.nan_codes and not f.nan_codes and np.isnan(values.max(initial=0)):
             scales = np.where(_any_nan(values, block), np.float32(np.nan), scales)
     else:
         scales = float32_scale("quantize", scale, kept)

@@ -98,7 +98,7 @@ class Plain:
             case "nearest_even":
                 return np.rint(q)
             case "nearest_away":
-                return np.floor(q + 0.5) - (q + 0.5 - 1 == q) * (np.floor(q) == q)
+                return np.floor(q) + (q - np.floor(q) >= 0.5)  # floor(q + 0.5) would round q + 0.5 first
             case "toward_zero":
                 return np.floor(q)
             case "odd":
@@ -200,7 +200,7 @@ class Plain:
         return np.maximum(top, np.where(c != 0, np.frexp(c)[1] - 1, -999))
 
     def with_c(self, s, c, unit):
-        return s + self.cut(c / unit)
+        return s + self.cut(c / unit) * unit
 
     def finished(self, c):
         result = (c + 0.0).astype(np.float32)
@@ -305,9 +305,9 @@ CONVERSIONS = (
     Mutant("through_float16", "double rounding.*float16", "float32", E4, {"source": lambda self, x: x.astype(np.float16).astype(np.float64)}),
     Mutant("through_float32", "double rounding.*float32", "float64", E4, {"source": lambda self, x: x.astype(np.float32).astype(np.float64)}),
     Mutant("through_bfloat16", "double rounding.*bfloat16", "float32", E5, {"source": _bfloat16}),
-    Mutant("ties_away", "^ties go away from zero$", "16 bit", E4, {"rounded": _rne(lambda q, *_: np.floor(q + 0.5))}),
-    Mutant("half_up", "half up", "16 bit", E4, {"rounded": _rne(lambda q, minus, _: np.where(minus, np.ceil(q - 0.5), np.floor(q + 0.5)))}),
-    Mutant("truncation", "^truncation", "16 bit", E4, {"rounded": _rne(lambda q, *_: np.floor(q))}),
+    Mutant("ties_away", "^ties go away from zero$", "float32", E4, {"rounded": _rne(lambda q, *_: np.floor(q + 0.5))}),
+    Mutant("half_up", "half up", "float32", E4, {"rounded": _rne(lambda q, minus, _: np.where(minus, np.ceil(q - 0.5), np.floor(q + 0.5)))}),
+    Mutant("truncation", "^truncation", "float32", E4, {"rounded": _rne(lambda q, *_: np.floor(q))}),
     Mutant(
         "coarse_subnormals",
         "subnormals alone: truncation",
@@ -316,24 +316,24 @@ CONVERSIONS = (
         {"rounded": _rne(lambda q, _, lowest: np.where(lowest & (q < 8), np.floor(q), np.rint(q)))},
     ),
     Mutant("no_sticky", "sticky bit", "float32", E4, {"rounded": _rne(lambda q, *_: np.rint(np.floor(2 * q) / 2))}),
-    Mutant("flushed", "flushed to zero", "16 bit", E4, {"flushed": lambda self, c, m, f: np.where(c < 1 << f.m, 0, c)}),
-    Mutant("flushed_early", "below the smallest normal", "16 bit", E5, {"flushed": lambda self, c, m, f: np.where(m < 2.0 ** (1 - f.bias), 0, c)}),
+    Mutant("flushed", "flushed to zero", "float32", E4, {"flushed": lambda self, c, m, f: np.where(c < 1 << f.m, 0, c)}),
+    Mutant("flushed_early", "below the smallest normal", "float32", E5, {"flushed": lambda self, c, m, f: np.where(m < 2.0 ** (1 - f.bias), 0, c)}),
     Mutant("no_tiny", "below the smallest value", "float32", E4, {"flushed": lambda self, c, m, f: np.where(m < 2.0 ** (1 - f.bias - f.m), 0, c)}),
-    Mutant("largest_one_less", "saturation off by one", "16 bit", E4, {"largest": lambda self, f: f.top - 1}),
-    Mutant("wraps", "wraps around", "16 bit", E4, {"over": lambda self, codes, clamped: codes & 0x7F}),
-    Mutant("no_carry", "carry of rounding is lost", "16 bit", E4, {"assembled": _no_carry}),
-    Mutant("early_overflow", "before rounding", "16 bit", E4, {"beyond": lambda self, c, m, f, o: Plain.beyond(self, c, m, f, "ieee_early")}),
-    Mutant("infinity_is_nan", "infinity (gives|does not)|but infinity", "16 bit", E4, {"infinity": lambda self, clamped: clamped + 1}),
-    Mutant("unsigned_zero", "sign of zero", "16 bit", E4, {"zero": lambda self, c, x, f: np.where(c == 0x80, 0, c)}),
-    Mutant("zero_is_nan", "sign of zero.*0x80", "16 bit", UZ, {"zero": lambda self, c, x, f: c}),
-    Mutant("nan_is_infinity", "NaN gives .*0x7c", "16 bit", E5, {"nans": _nan_by_sign_only}),
-    Mutant("unsigned_nan", "NaN.*sign", "16 bit", E4, {"nans": lambda self, c, x, f, n: np.where(np.isnan(x), f.top if n == "max" else 0x7F, c)}),
-    Mutant("one_code", "wrong code: 0x38.*0x39", "16 bit", E4, {"last": lambda self, c, x: np.where(c == 0x38, 0x39, c).astype(np.uint8)}),
-    Mutant("bias", "exponent off by one", "16 bit", E5, {"source": lambda self, x: x * 2}),
-    Mutant("wrong_format", "wrong format.*e4m3fnuz", "16 bit", E4, {"layout": lambda self, fmt: LAYOUTS[UZ]}),
-    Mutant("absolute", "sign is lost", "16 bit", E4, {"source": lambda self, x: np.abs(x)}),
-    Mutant("daz", "subnormal float16", "16 bit", E5, {"source": lambda self, x: np.where(np.abs(x) < 2.0**-14, x * 0, x)}),
-    Mutant("two_bugs", "ties go away from zero; and .*NaN|NaN.*; and ties go away", "16 bit", E4, _away_and_unsigned_nan()),
+    Mutant("largest_one_less", "saturation off by one", "float32", E4, {"largest": lambda self, f: f.top - 1}),
+    Mutant("wraps", "wraps around", "float32", E4, {"over": lambda self, codes, clamped: codes & 0x7F}),
+    Mutant("no_carry", "carry of rounding is lost", "float32", E4, {"assembled": _no_carry}),
+    Mutant("early_overflow", "before rounding", "float32", E4, {"beyond": lambda self, c, m, f, o: Plain.beyond(self, c, m, f, "ieee_early")}),
+    Mutant("infinity_is_nan", "infinity (gives|does not)|but infinity", "float32", E4, {"infinity": lambda self, clamped: clamped + 1}),
+    Mutant("unsigned_zero", "sign of zero", "float32", E4, {"zero": lambda self, c, x, f: np.where(c == 0x80, 0, c)}),
+    Mutant("zero_is_nan", "sign of zero.*0x80", "float32", UZ, {"zero": lambda self, c, x, f: c}),
+    Mutant("nan_is_infinity", "NaN gives .*0x7c", "float32", E5, {"nans": _nan_by_sign_only}),
+    Mutant("unsigned_nan", "NaN.*sign", "float32", E4, {"nans": lambda self, c, x, f, n: np.where(np.isnan(x), f.top if n == "max" else 0x7F, c)}),
+    Mutant("one_code", "wrong code: 0x38.*0x39", "float32", E4, {"last": lambda self, c, x: np.where(c == 0x38, 0x39, c).astype(np.uint8)}),
+    Mutant("bias", "exponent off by one", "float32", E5, {"source": lambda self, x: x * 2}),
+    Mutant("wrong_format", "wrong format.*e4m3fnuz", "float32", E4, {"layout": lambda self, fmt: LAYOUTS[UZ]}),
+    Mutant("absolute", "sign is lost", "float32", E4, {"source": lambda self, x: np.abs(x)}),
+    Mutant("daz", "subnormal float16", "float32", E5, {"source": lambda self, x: np.where(np.abs(x) < 2.0**-14, x * 0, x)}),
+    Mutant("two_bugs", "ties go away from zero; and .*NaN|NaN.*; and ties go away", "float32", E4, _away_and_unsigned_nan()),
 )
 
 VALUES = (

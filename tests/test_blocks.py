@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import itertools
 import math
+import os
+import subprocess
+import sys
 from fractions import Fraction
 from typing import Any
 
@@ -18,7 +21,8 @@ from fp8np import _blocks, scaling
 from fp8np.accumulators import ACCUMULATORS
 from fp8np.codec import decode_table, encode
 from fp8np.errors import FormatError, PolicyError, ScaleError, ShapeError
-from fp8np.formats import FORMATS, get_format
+from fp8np.formats import FORMATS, FloatFormat, get_format
+from fp8np.kernels import blocks as kernels
 from fp8np.kernels._threads import threads
 from fp8np.scaling import SCALE_RULES, dequantize, quantize, scale_for
 from fp8np.scheme import MX
@@ -122,7 +126,8 @@ def test_mx_scales_follow_their_definitions(name: str, rule: str, bits: int, ste
     # Any float32; and numbers next to where a rule changes: powers of two, the largest value, the value that rounds up.
     near = [math.ldexp(v, exponent) for v in (1.0, f.max, 2.0 - 2.0 ** -(f.mantissa_bits + 1))]
     for start in (np.uint32(bits).view(np.float32), *(np.float32(v) for v in near if v < 3e38)):
-        x = np.nextafter(start, np.float32(np.inf) * step, dtype=np.float32) if step else start
+        with np.errstate(over="ignore"):
+            x = np.nextafter(start, np.float32(np.inf) * step, dtype=np.float32) if step else start
         if not 0 < x < np.inf:
             continue
         q = quantize(np.full(3, x), name, scale_rule=rule)
@@ -291,6 +296,25 @@ def test_exact_products_that_cancel() -> None:
     np.testing.assert_array_equal(fp8np.matmul(a, one, accumulate="exact")[:, 0], last.astype(np.float32))
 
 
+@pytest.mark.parametrize("f", [f for f in FORMATS.values() if f.signed], ids=str)
+def test_the_smallest_product_outlives_the_largest(f: FloatFormat) -> None:
+    # (max^2 + middle^2 + min^2) - max^2 - middle^2, each bracket a segment, under the same scales: 2 to 24 bits, or powers of two.
+    top, middle = f.max_magnitude, f.max_magnitude // 2
+    codes = np.array([[top, middle, 1, top | f.sign_bit, middle | f.sign_bit, 0]], np.uint8)
+    others = np.array([top, middle, 1, top, middle, 0], np.uint8)[:, None]
+    for s, t in ((1.1, 1.3), (1 + 2.0**-23, 2 - 2.0**-23), (0.75, 4.0)):
+        a = QTensor(codes, f, np.full((1, 2), s, np.float32), block=(1, 3))
+        b = QTensor(others, f, np.full((2, 1), t, np.float32), block=(3, 1))
+        assert_same_bits(fp8np.matmul(a, b, accumulate="exact"), law_exact(a, b))
+    small = math.frexp(f.smallest_subnormal)[1]
+    for code in (127, min(max(127 - small, 0), 200)):
+        a = QTensor(codes, f, np.full((1, 2), code, np.uint8), block=(1, 3), scale_format=E8M0)
+        b = QTensor(others, f, np.full((2, 1), code, np.uint8), block=(3, 1), scale_format=E8M0)
+        got = fp8np.matmul(a, b, accumulate="exact")
+        assert_same_bits(got, law_exact(a, b))
+        assert got[0, 0] > 0 or code == 127
+
+
 @pytest.mark.parametrize("name", sorted(ACCUMULATORS))
 def test_every_accumulator_takes_blocks(name: str) -> None:
     a, b = operands(7)[0]
@@ -411,3 +435,41 @@ def test_parts_and_layouts_agree(monkeypatch: pytest.MonkeyPatch) -> None:
             np.testing.assert_array_equal(q.codes, other.codes)
             np.testing.assert_array_equal(q.scale, other.scale)
             np.testing.assert_array_equal(back, dequantize(other))
+
+
+# -- kernels ----------------------------------------------------------------------------------------------------------
+
+
+def test_one_signature_for_every_core() -> None:
+    for writeable in (True, False):
+        for block in ((1, 8), (8, 1), (4, 8)):
+            x = values((12, 30))
+            x.flags.writeable = writeable
+            a, b = quantize(x, "e4m3fn", block=block), quantize(x.T, "e4m3fn", block=(8, 8))
+            for q in (a, a.T, b):
+                dequantize(q)
+            fp8np.matmul(a, b)
+            fp8np.matmul(b.T, a.T)
+    for core in (kernels._amax_blocks, kernels._divide_blocks, kernels._multiply_blocks, kernels._add_scaled):
+        assert len(core.signatures) <= 1, core
+
+
+PURE = """
+import hashlib, numpy as np, fp8np
+from fp8np.scaling import quantize, dequantize
+rng, results = np.random.default_rng(6), []
+x, y = rng.standard_normal((3, 20)).astype(np.float32), rng.standard_normal((20, 4)).astype(np.float32)
+x[0, 0], x[1, 7] = np.inf, np.nan
+for left, right in (((1, 8), (8, 1)), ((2, 8), (8, 2))):
+    a, b = quantize(x, "e5m2", block=left), quantize(y, "e4m3fn", block=right)
+    results += [a.codes, a.scale, b.codes, dequantize(a), dequantize(b), fp8np.matmul(a, b), fp8np.matmul(a, b, accumulate="exact")]
+print([hashlib.sha256(np.nan_to_num(r).tobytes()).hexdigest() for r in results])
+"""
+
+
+def test_kernels_give_the_same_bits_uncompiled() -> None:
+    def run(**variables: str) -> str:
+        environment = {**os.environ, **variables}
+        return subprocess.run([sys.executable, "-c", PURE], env=environment, capture_output=True, text=True, check=True).stdout
+
+    assert run(NUMBA_DISABLE_JIT="1") == run()

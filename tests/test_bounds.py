@@ -184,6 +184,53 @@ def test_aligned_bounds_are_nearly_reached(name: str, least: float) -> None:
     assert best >= least
 
 
+def row_by_column(fmt: FloatFormat, row: list[float], column: list[float]) -> tuple[QTensor, QTensor]:
+    return of(fmt, [row]), of(fmt, [[v] for v in column])
+
+
+def own(**fields: Any) -> Accumulator:
+    return Accumulator("own", "aligned", **fields)
+
+
+P2 = FORMATS["binary8p2se"]
+
+
+@pytest.mark.parametrize(
+    ("how", "operands", "start", "error"),
+    [
+        # c alone, cut at 2^-2; floored, when it is -1.75 - 2^-8, to -2.
+        (own(group=1, fraction_bits=5), row_by_column(E4M3, [8], [1]), 1.75 + 2.0**-3, 2.0**-3),
+        (
+            own(group=1, fraction_bits=5, addend="after", sum_fraction_bits=5, alignment="floor"),
+            row_by_column(E4M3, [8], [1]),
+            -1.75 - 2.0**-8,
+            0.25 - 2.0**-8,
+        ),
+        # Products alone, three of four, all of them.
+        (own(group=4, fraction_bits=3, addend="rounded"), row_by_column(E4M3, [16, 1.75, 1.75, 1.75], [1] * 4), 0, 5.25),
+        # A sum of products that is floored where another is larger: -2^-4 becomes -2. The unit at 2^6 is that of five bits.
+        (
+            own(group=2, interleave=2, fraction_bits=5, addend="after", sum_fraction_bits=5, alignment="floor"),
+            row_by_column(E4M3, [64, -(2.0**-4)], [1, 1]),
+            0,
+            2 - 2.0**-4,
+        ),
+        # The normalised sum, 2.75, cut to two bits.
+        (own(group=2, fraction_bits=2, addend="after", sum_fraction_bits=2), row_by_column(E4M3, [1.75, 1], [1, 1]), 0, 0.25),
+        # Products that float32 cannot hold: 2^-150 is halfway to the smallest.
+        ("sequential", row_by_column(FORMATS["binary8p1ue"], [2.0**-75] * 4, [2.0**-75] * 4), 0, 2.0**-148),
+        # A sum of which float64 has not seen a bit.
+        ("exact", row_by_column(P2, [2.0**31, 2.0**-10, 2.0**-22, -(2.0**31)], [2.0**31, 2.0**-10, 2.0**-22, 2.0**31]), 0, 2.0**-44),
+    ],
+)
+def test_each_loss_alone(how: Any, operands: tuple[QTensor, QTensor], start: float, error: float) -> None:
+    init = np.full((1, 1), start, np.float32) if start else None
+    got = matmul(*operands, accumulate=how, init=init)
+    law_value = exact(values(operands[0]), values(operands[1]), init)
+    assert abs(Fraction(float(got[0, 0])) - law_value[0][0]) == Fraction(error)
+    assert_bounded(got, law_value, error_bound(*operands, how, init=init))
+
+
 def test_a_chain_of_float32_is_nearly_as_wrong_as_it_may_be() -> None:
     # Each addition loses just under half a unit of the last bit: small ones on a large start.
     K = 64

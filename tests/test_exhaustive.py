@@ -18,6 +18,7 @@ from fp8np.formats import FORMATS, FloatFormat
 from fp8np.policy import IEEE, SATURATE, Policy
 from fp8np.verify import digests
 from fp8np.verify import exhaustive as module
+from fp8np.verify._result import Row
 from fp8np.verify._state import State, key_of
 from fp8np.verify.exhaustive import DIGESTS, SUITE, THE_LAW, exhaustive
 from fp8np.verify.law import law
@@ -141,6 +142,26 @@ def test_names_of_those_who_agree_last_as_long_as_the_digest(tmp_path: Path) -> 
     assert rows[str(SATURATE)] == {"sha256": digests.shipped_for(fmt, SATURATE), "equal": []}
 
 
+@pytest.mark.parametrize("wrong", ["", "a library 1.0", THE_LAW])
+def test_libraries_that_agree_are_named_once(wrong: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fmt, path, told = FORMATS["float4_e2m1fn"], tmp_path / "digests.json", []
+    path.write_text(json.dumps({"digests": digests.shipped()}))
+    calls: list[str] = []
+
+    def rows(formats: Any, progress: Any) -> Any:
+        calls.append(formats[0].name)
+        for reference_name in (THE_LAW, "a library 1.0"):
+            yield Row(SUITE, reference_name, fmt.name, str(SATURATE), 1 << 32, mismatches=reference_name == wrong)
+
+    monkeypatch.setattr(module, "exhaustive", rows)
+    monkeypatch.setattr(module, "live", lambda: {(fmt.name, SATURATE): [("a library 1.0", None)]})
+    assert digests._confirm(path, told.append) == (wrong == "")
+    digests._confirm(path, told.append)
+    named = json.loads(path.read_text())["digests"][fmt.name][str(SATURATE)]["equal"]
+    assert ("a library 1.0" in named, calls) == ((True, [fmt.name]) if not wrong else (False, [fmt.name] * 2))
+    assert not wrong or wrong in told[0]
+
+
 # -- the run ----------------------------------------------------------------------------------------------------------
 
 
@@ -224,7 +245,7 @@ def test_libraries_convert_the_same_numbers(monkeypatch: pytest.MonkeyPatch) -> 
             ("a library 1.0", lambda x: theirs.encode(x, fmt.name, overflow="saturate", rounding="nearest_even", nan="max"))
         ]
     }
-    monkeypatch.setattr(module, "_live", lambda: live)
+    monkeypatch.setattr(module, "live", lambda: live)
     rows = {(row.policy, row.reference): row for row in run(libraries=True)}
     row = rows[str(SATURATE), "a library 1.0"]
     assert (row.suite, row.mismatches, row.first[0].expected[:2]) == (SUITE, 1, "03")
@@ -233,7 +254,7 @@ def test_libraries_convert_the_same_numbers(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_installed_libraries_take_part() -> None:
-    found = module._live()
+    found = module.live()
     names = {title.split()[0] for rows in found.values() for title, _ in rows}
     assert names == {"ml_dtypes", "torch"}
     assert set(found) <= {(fmt.name, policy) for fmt, policy in ALL}
@@ -283,6 +304,14 @@ def test_implementations_of_others_are_not_taken_for_unchanged(tmp_path: Path, m
     assert facts["exhaustive"]["state"] == ""
     next(exhaustive(None, [PLAIN], chunks=[0], libraries=False, facts=facts))
     assert Path(facts["exhaustive"]["state"]).parent == tmp_path / "exhaustive"
+
+
+def test_a_cache_that_cannot_be_written_is_done_without(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("FP8NP_CACHE", str(tmp_path / "file"))
+    facts: dict[str, Any] = {}
+    exhaustive(None, [PLAIN], libraries=False, facts=facts)
+    assert facts["exhaustive"]["state"] == ""
 
 
 def test_what_results_depend_on() -> None:

@@ -25,6 +25,7 @@ from fp8np.errors import FormatError, MissingDependencyError, PolicyError
 from fp8np.formats import FORMATS, FloatFormat, get_format
 from fp8np.policy import OVERFLOW, PRESETS, ROUNDING, STOCHASTIC, Policy
 from fp8np.verify import SUITES, Difference, Report, Row, conversions, convolutions, products, references, stochastic, verify
+from fp8np.verify._judge import NOT_DIAGNOSED, Budget
 from fp8np.verify.cases import ProductCase, all_16_bit, edges, inputs, policies, product_cases, product_formats
 from fp8np.verify.facts import facts
 from fp8np.verify.implementation import Checked, Ours
@@ -224,6 +225,19 @@ def test_what_is_not_done_is_skipped_and_what_fails_is_a_mismatch() -> None:
     assert rows["saturate, nearest_even"].mismatches == 0
     assert all(row.skipped for row in only(report, suite="gemm") + only(report, suite="decode") + only(report, suite="conv"))
     assert not report.clean
+
+
+def test_diagnoses_are_rationed(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+    monkeypatch.setattr(conversions, "diagnosed", lambda *arguments: asked.append(arguments) or "a kind of bug")
+
+    def encode(x: Any, fmt: str, **policy: Any) -> Any:
+        return codec.encode(x, fmt, **policy) ^ 1
+
+    rows = only(verify(Broken(encode=encode), formats=["e2m1fn"], suites=["float32"]), reference="the law")
+    told = [row.diagnosis for row in rows if row.mismatches]
+    assert told.count("a kind of bug") == Budget.LIMIT < len(told)
+    assert set(told) == {"a kind of bug", NOT_DIAGNOSED}
 
 
 # -- stochastic rounding ----------------------------------------------------------------------------------------------
@@ -448,6 +462,23 @@ def test_command(tmp_path: Path) -> None:
     bad = CliRunner().invoke(command, ["--format", "e2m1fn", "--suite", "decode", "--implementation", f"{__name__}:WrongDecoder"])
     assert bad.exit_code == 1, bad.output
     assert "Mismatches" in bad.output
+
+
+def test_the_long_run_and_the_export_are_reached(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    seen: dict[str, Any] = {}
+
+    def exhaustive(implementation: Any, formats: Any, **how: Any) -> Iterator[Row]:
+        seen.update(how, formats=formats)
+        return iter(ROWS[:1])
+
+    monkeypatch.setattr("fp8np.verify.exhaustive.exhaustive", exhaustive)
+    result = CliRunner().invoke(command, ["--exhaustive", "--format", "e2m1fn", "--state", str(tmp_path)])
+    assert result.exit_code == 0, result.output
+    assert (seen["formats"], seen["state_dir"]) == ((E2M1,), tmp_path)
+    monkeypatch.setattr("fp8np.verify.export.export_vectors", lambda folder, formats, progress: [tmp_path])
+    result = CliRunner().invoke(command, ["--export-vectors", str(tmp_path / "out")])
+    assert result.exit_code == 0, result.output
+    assert "wrote 1 files" in result.output
 
 
 class WrongDecoder:

@@ -2,8 +2,8 @@
 
     python benchmarks/vectors/hopper.py OUT
 
-Needs nvcc and PyTorch with CUDA. Writes OUT/hopper_narrow.npz, OUT/hopper_narrow_f32.npz and OUT/hopper_mma.npz; fp8np/verify/data/README.md
-describes them.
+Needs nvcc and PyTorch with CUDA. Writes hopper_narrow.npz, hopper_narrow_f32.npz and hopper_mma.npz into OUT, as they are in
+fp8np/verify/data, whose README.md describes them.
 """
 
 from __future__ import annotations
@@ -33,6 +33,16 @@ KINDS = (
 )
 NARROW = 7  # the kinds before have no digests of all float32 inputs yet
 PAIRS = (("e4m3fn", "e4m3fn"), ("e5m2", "e5m2"), ("e4m3fn", "e5m2"), ("e5m2", "e4m3fn"))
+PRODUCTS = (
+    (32, "any", 24),
+    (32, "cancel", 12),
+    (32, "normal", 12),
+    (32, "special", 12),
+    (32, "tiny", 12),
+    (256, "any", 6),
+    (256, "normal", 6),
+)
+"""K, what the operands are like, and how many tiles."""
 CHUNK = 1 << 24
 
 
@@ -120,14 +130,7 @@ def main() -> None:
 
     arrays = {}
     for pair, names in enumerate(PAIRS):
-        for K, kind, tiles in (
-            (32, "any", 24),
-            (32, "cancel", 12),
-            (32, "special", 12),
-            (32, "normal", 12),
-            (256, "any", 6),
-            (256, "normal", 6),
-        ):
+        for K, kind, tiles in PRODUCTS:
             a, b, c = operands(rng, names, tiles, K, kind)
             tensors = [torch.from_numpy(t).cuda() for t in (a, b, c)]
             d = torch.empty(c.shape, dtype=torch.float32, device="cuda")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
@@ -14,7 +15,19 @@ from fp8np.formats import FloatFormat
 from fp8np.verify._result import Difference, Row
 from fp8np.verify.implementation import BadResult, NotOffered
 
-__all__ = ["SHOWN", "Failure", "attempt", "code_text", "compare", "diagnosed", "number_text", "skipped", "tell_floats"]
+__all__ = [
+    "NOT_DIAGNOSED",
+    "SHOWN",
+    "Budget",
+    "Failure",
+    "attempt",
+    "code_text",
+    "compare",
+    "diagnosed",
+    "number_text",
+    "skipped",
+    "tell_floats",
+]
 
 SHOWN = 5
 """How many differences a row keeps."""
@@ -91,6 +104,24 @@ def diagnosed(kind: str, *args: Any) -> str:
     except ImportError:
         return ""
     return str(getattr(diagnose, kind)(*args))
+
+
+class Budget:
+    """How many rows of a reference and a format are diagnosed: what is wrong everywhere would take minutes to say everywhere."""
+
+    LIMIT = 12
+
+    def __init__(self) -> None:
+        self._used: Counter[tuple[str, str]] = Counter()
+
+    def allows(self, row: Row) -> bool:
+        """Whether this row may be diagnosed too; it is counted."""
+        key = row.reference, row.format
+        self._used[key] += 1
+        return self._used[key] <= self.LIMIT
+
+
+NOT_DIAGNOSED = f"not looked into, as {Budget.LIMIT} other checks of this format were"
 
 
 def number_text(x: Any) -> str:

@@ -18,7 +18,7 @@ from fp8np import reference
 from fp8np.errors import MissingDependencyError
 from fp8np.formats import FORMATS, FloatFormat, get_format
 from fp8np.policy import PRESETS, Policy
-from fp8np.verify._judge import Failure, attempt, code_text, compare, diagnosed, number_text, skipped, tell_floats
+from fp8np.verify._judge import NOT_DIAGNOSED, Budget, Failure, attempt, code_text, compare, diagnosed, number_text, skipped, tell_floats
 from fp8np.verify._result import Difference, Row
 from fp8np.verify.cases import PRESET, Inputs, all_16_bit, inputs, policies
 from fp8np.verify.implementation import Checked
@@ -86,9 +86,11 @@ class _Encoding:
             with np.errstate(invalid="ignore"):
                 self.differing.append((x.astype(np.float64), expected, got))
 
-    def done(self) -> Row:
+    def done(self, budget: Budget) -> Row:
         if not self.differing or self.row.diagnosis:
             return self.row
+        if not budget.allows(self.row):
+            return replace(self.row, diagnosis=NOT_DIAGNOSED)
         x, expected, got = (np.concatenate(parts) for parts in zip(*self.differing, strict=True))
         return replace(self.row, diagnosis=diagnosed("encoding", self.fmt, self.policy, x, expected, got))
 
@@ -107,7 +109,7 @@ def _decoding_row(versus: str, fmt: FloatFormat, expected: Array, got: Array | F
 # -- the law ----------------------------------------------------------------------------------------------------------
 
 
-def against_law(implementation: Checked, fmt: FloatFormat, wanted: frozenset[str]) -> Iterator[Row]:
+def against_law(implementation: Checked, fmt: FloatFormat, wanted: frozenset[str], budget: Budget) -> Iterator[Row]:
     """Every code, every 16-bit number, and float32 and float64 where it is difficult, under every policy of `fmt`."""
     if "decode" in wanted:
         yield _decoding_row(THE_LAW, fmt, _values(fmt), _decoded(implementation, fmt))
@@ -119,7 +121,7 @@ def against_law(implementation: Checked, fmt: FloatFormat, wanted: frozenset[str
             growing = rows.setdefault(given.suite, _Encoding(Row(given.suite, THE_LAW, fmt.name, name), fmt, policy, []))
             expected = law(fmt, given.x, policy) if policy.via else law_table(fmt, policy)[place]
             growing.add(given.x, expected, _encoded(implementation, given.x, fmt, policy, name.removeprefix(PRESET)))
-        yield from (growing.done() for growing in rows.values())
+        yield from (growing.done(budget) for growing in rows.values())
 
 
 def _cells(fmt: FloatFormat, x: Array) -> npt.NDArray[np.intp]:
@@ -131,7 +133,11 @@ def _cells(fmt: FloatFormat, x: Array) -> npt.NDArray[np.intp]:
 
 
 def against_libraries(
-    implementation: Checked, fmts: tuple[FloatFormat, ...], wanted: frozenset[str], progress: Callable[[str, int, int | None], None]
+    implementation: Checked,
+    fmts: tuple[FloatFormat, ...],
+    wanted: frozenset[str],
+    budget: Budget,
+    progress: Callable[[str, int, int | None], None],
 ) -> Iterator[Row]:
     """The same numbers, converted by the libraries that are installed."""
     for i, library in enumerate(REFERENCES):
@@ -153,7 +159,7 @@ def against_libraries(
                     yield _against_decoder(implementation, title, fmt, decode)
         for how in conversions:
             if how.fmt in fmts:
-                yield from _against_conversion(implementation, _wanted(how.fmt, wanted), library.name, title, how)
+                yield from _against_conversion(implementation, _wanted(how.fmt, wanted), budget, library.name, title, how)
     progress("other libraries", len(REFERENCES), len(REFERENCES))
 
 
@@ -169,7 +175,9 @@ def _against_decoder(implementation: Checked, title: str, fmt: FloatFormat, deco
     return _decoding_row(title, fmt, theirs, _decoded(implementation, fmt))
 
 
-def _against_conversion(implementation: Checked, numbers: tuple[Inputs, ...], library: str, title: str, how: Conversion) -> Iterator[Row]:
+def _against_conversion(
+    implementation: Checked, numbers: tuple[Inputs, ...], budget: Budget, library: str, title: str, how: Conversion
+) -> Iterator[Row]:
     rows: dict[str, _Encoding] = {}
     for given in numbers:
         growing = rows.setdefault(given.suite, _Encoding(Row(given.suite, title, how.fmt.name, how.name), how.fmt, how.policy, []))
@@ -184,7 +192,7 @@ def _against_conversion(implementation: Checked, numbers: tuple[Inputs, ...], li
         if not isinstance(got, Failure):
             explained, reason = explain(library, given.suite, how.fmt, how.policy, x, theirs, got)
         growing.add(x, theirs, got, explained, reason)
-    yield from (growing.done() for growing in rows.values())
+    yield from (growing.done(budget) for growing in rows.values())
 
 
 def _wanted(fmt: FloatFormat, wanted: frozenset[str]) -> tuple[Inputs, ...]:
@@ -194,15 +202,15 @@ def _wanted(fmt: FloatFormat, wanted: frozenset[str]) -> tuple[Inputs, ...]:
 # -- records ----------------------------------------------------------------------------------------------------------
 
 
-def against_records(implementation: Checked, fmts: tuple[FloatFormat, ...], wanted: frozenset[str]) -> Iterator[Row]:
+def against_records(implementation: Checked, fmts: tuple[FloatFormat, ...], wanted: frozenset[str], budget: Budget) -> Iterator[Row]:
     """What hardware, libraries and a working group gave, in files that ship with the package."""
     if "decode" in wanted:
         yield from _value_tables(implementation, fmts)
     if "digest" in wanted:
-        yield from _golden_digests(implementation, fmts)
+        yield from _golden_digests(implementation, fmts, budget)
     if wanted & set(_SUITES):
-        yield from _hopper_16_bit(implementation, fmts)
-        yield from _hopper_narrow(implementation, fmts)
+        yield from _hopper_16_bit(implementation, fmts, budget)
+        yield from _hopper_narrow(implementation, fmts, budget)
 
 
 def _value_tables(implementation: Checked, fmts: tuple[FloatFormat, ...]) -> Iterator[Row]:
@@ -223,7 +231,7 @@ def _named(prefix: str, short: str) -> tuple[str, FloatFormat]:
     raise LookupError(f"no preset {prefix} of {short}")
 
 
-def _golden_digests(implementation: Checked, fmts: tuple[FloatFormat, ...]) -> Iterator[Row]:
+def _golden_digests(implementation: Checked, fmts: tuple[FloatFormat, ...], budget: Budget) -> Iterator[Row]:
     # LIBRARY/SOURCE->FORMAT or LIBRARY/SOURCE->FORMAT/MODE: the SHA-256 of the codes of all 16-bit numbers in order of their bits.
     for key, digest in json.loads(data_file("golden_digests.json").read_text(encoding="utf-8")).items():
         library, conversion, *mode = key.split("/")
@@ -240,7 +248,7 @@ def _golden_digests(implementation: Checked, fmts: tuple[FloatFormat, ...]) -> I
         growing = _Encoding(Row("digest", title, fmt.name, f"{preset}, {source}"), fmt, policy, [])
         if hashlib.sha256(expected.tobytes()).hexdigest() == digest:
             growing.add(x, expected, _encoded(implementation, x, fmt, policy, preset))
-            yield growing.done()
+            yield growing.done(budget)
         else:
             yield replace(growing.row, cases=x.size, mismatches=x.size, diagnosis="the law itself has another digest")
 
@@ -249,7 +257,7 @@ H100 = "NVIDIA H100, CUDA 13.0"
 
 
 def _recorded(
-    implementation: Checked, fmts: tuple[FloatFormat, ...], suite: str, x: Array, name: str, modes: list[str], codes: Codes
+    implementation: Checked, fmts: tuple[FloatFormat, ...], budget: Budget, suite: str, x: Array, name: str, modes: list[str], codes: Codes
 ) -> Iterator[Row]:
     preset, fmt = _named("_".join(["cuda", *modes]), name)
     if fmt in fmts:
@@ -260,10 +268,10 @@ def _recorded(
         if not isinstance(got, Failure):
             explained, reason = explain(H100.partition(",")[0], suite, fmt, policy, x, codes, got)
         growing.add(x, codes, got, explained, reason)
-        yield growing.done()
+        yield growing.done(budget)
 
 
-def _hopper_16_bit(implementation: Checked, fmts: tuple[FloatFormat, ...]) -> Iterator[Row]:
+def _hopper_16_bit(implementation: Checked, fmts: tuple[FloatFormat, ...], budget: Budget) -> Iterator[Row]:
     with data_file("hopper_cvt16.npz").open("rb") as file, np.load(file) as vectors:
         for key in vectors:
             source, target = key.split("_to_")
@@ -274,10 +282,10 @@ def _hopper_16_bit(implementation: Checked, fmts: tuple[FloatFormat, ...]) -> It
                     expected = vectors[key].view(np.float16).astype(np.float32)
                     yield _decoding_row(H100, fmt, expected, _decoded(implementation, fmt))
             else:
-                yield from _recorded(implementation, fmts, "16 bit", all_16_bit(source), name, modes, vectors[key])
+                yield from _recorded(implementation, fmts, budget, "16 bit", all_16_bit(source), name, modes, vectors[key])
 
 
-def _hopper_narrow(implementation: Checked, fmts: tuple[FloatFormat, ...]) -> Iterator[Row]:
+def _hopper_narrow(implementation: Checked, fmts: tuple[FloatFormat, ...], budget: Budget) -> Iterator[Row]:
     with data_file("hopper_narrow.npz").open("rb") as file, np.load(file) as vectors:
         double = vectors["float64"]
         for key in vectors:
@@ -286,4 +294,4 @@ def _hopper_narrow(implementation: Checked, fmts: tuple[FloatFormat, ...]) -> It
                 name, *modes = target.split("_")
                 x = double if source == "float64" else all_16_bit(source)
                 suite = "float64" if source == "float64" else "16 bit"
-                yield from _recorded(implementation, fmts, suite, x, name, modes or ["satfinite"], vectors[key])
+                yield from _recorded(implementation, fmts, budget, suite, x, name, modes or ["satfinite"], vectors[key])

@@ -17,12 +17,12 @@ import numpy as np
 import numpy.typing as npt
 
 from fp8np import reference
-from fp8np.formats import FORMATS, FloatFormat
+from fp8np.formats import FloatFormat
 from fp8np.policy import STOCHASTIC, Policy
 from fp8np.verify.diagnose_products import product, products
-from fp8np.verify.law import cells, law
+from fp8np.verify.law import cells
 from fp8np.verify.suspect_values import values_of
-from fp8np.verify.suspects import Grid, Suspect, grid, sources, tables
+from fp8np.verify.suspects import Grid, Suspect, grid, sources, tables, wholes
 
 __all__ = ["decoding", "encoding", "product", "products"]
 
@@ -52,6 +52,7 @@ def encoding(fmt: FloatFormat, policy: Policy, x: Any, expected: Codes, got: Cod
 
     >>> from fp8np.formats import get_format
     >>> from fp8np.policy import SATURATE
+    >>> from fp8np.verify.law import law
     >>> e4m3, x = get_format("e4m3fn"), np.linspace(-500, 500, 2001)
     >>> encoding(e4m3, SATURATE, x, law(e4m3, x), law(e4m3, x, Policy(rounding="toward_zero")))
     'truncation: rounds toward zero'
@@ -122,9 +123,9 @@ class _Encoding:
         return self._singles(special=True)
 
     def _wholes(self) -> Iterator[str]:
-        for other in FORMATS.values():
-            if other != self.fmt and other.bits == self.fmt.bits and (law(other, self.x[self.at], self.policy) == self.got[self.at]).all():
-                yield f"wrong format: these are the codes of {other}"
+        for text, codes in wholes(self.fmt):
+            if all((codes(self.fmt, self.policy, self.x[at].astype(np.float64)) == self.got[at]).all() for at in (self.at, slice(None))):
+                yield text
 
     def _learned(self) -> Iterator[str]:
         plain = Suspect("").table(self.fmt, self.policy)
@@ -136,7 +137,7 @@ class _Encoding:
         suspects = _tables(self.fmt, self.policy)
         for source, seen in self._sources:
             if source is not None:
-                fitting = ((f"{source.text}; and {s.text}", t) for s, t in suspects if _agrees(t, seen))
+                fitting: Iterator[tuple[str, Codes]] = ((f"{source.text}; and {s.text}", t) for s, t in suspects if _agrees(t, seen))
             else:
                 fitting = self._joint(suspects, seen)
             for text, table in fitting:

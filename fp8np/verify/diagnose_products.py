@@ -24,7 +24,7 @@ ELEMENTS = 24
 """Elements of each sort, differing and not, that suspects are tested on."""
 PAIRED = 6
 """Elements of each sort that pairs of suspects are tested on first."""
-BUDGET = 400_000
+BUDGET = 30_000
 """Products that the search for pairs may cost."""
 ALTERNATIVES = 2
 """Suspects that are named where the cases cannot tell them apart."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed, wait
 from dataclasses import dataclass
 from hashlib import sha256
@@ -36,7 +36,7 @@ from fp8np.verify.references import REFERENCES
 from fp8np.verify.runs import CHUNK, CHUNKS, Runs, chunk_digest, conversions, label, root_digest, runs
 from fp8np.verify.suite import checked
 
-__all__ = ["DIGESTS", "SUITE", "THE_LAW", "exhaustive"]
+__all__ = ["DIGESTS", "SUITE", "THE_LAW", "exhaustive", "live"]
 
 Array = npt.NDArray[Any]
 Codes = npt.NDArray[np.uint8]
@@ -109,21 +109,31 @@ def exhaustive(
     count = (get_num_threads() if ours else 1) if workers is None else workers
     if count < 1:
         raise PolicyError(f"exhaustive: expected at least one worker, got {workers}")
-    live = _live() if libraries else {}
-    cache = cache_dir() if ours else None
-    folder = Path(state_dir) if state_dir is not None else cache and cache / SUITE
-    titles = sorted({title for rows in live.values() for title, _ in rows})
+    others = live() if libraries else {}
+    folder = Path(state_dir) if state_dir is not None else _default_folder() if ours else None
+    titles = sorted({title for rows in others.values() for title, _ in rows})
     key = key_of(under_test.implementation, [under_test.name, *titles]) if folder else ""
     found = State(folder if resume else None, key)
     seconds = dict.fromkeys((f.name for f in fmts), 0.0)
     if facts is not None:
         facts[SUITE] = {"workers": count, "state": str(found.folder or ""), "seconds": seconds}
-    run = _Run(under_test, wanted, count, found, live, progress or (lambda what, done, total: None), seconds)
+    run = _Run(under_test, wanted, count, found, others, progress or (lambda what, done, total: None), seconds)
     return run.rows(fmts)
 
 
-def _live() -> dict[tuple[str, Policy], list[tuple[str, Convert]]]:
-    """(format, policy) -> the libraries that have it: name with version, and function."""
+def _default_folder() -> Path | None:
+    cache = cache_dir()
+    if cache is None:
+        return None
+    try:
+        (cache / SUITE).mkdir(parents=True, exist_ok=True)
+    except OSError:
+        return None
+    return cache / SUITE if os.access(cache / SUITE, os.W_OK | os.X_OK) else None
+
+
+def live() -> Mapping[tuple[str, Policy], list[tuple[str, Convert]]]:
+    """(format, policy) -> the installed libraries that have it and are fast enough: name with version, and function."""
     found: dict[tuple[str, Policy], list[tuple[str, Convert]]] = {}
     for library in REFERENCES:
         if library.name in LIVE:
@@ -209,7 +219,7 @@ class _Run:
     chunks: tuple[int, ...]
     workers: int
     state: State
-    live: dict[tuple[str, Policy], list[tuple[str, Convert]]]
+    live: Mapping[tuple[str, Policy], list[tuple[str, Convert]]]
     progress: Progress
     seconds: dict[str, float]
 
@@ -330,7 +340,8 @@ def _diagnosis(task: _Task, differing: list[int]) -> str:
         got = task.encode(x)
     except (NotOffered, BadResult):  # it takes whole pieces, but not these
         return ""
-    return diagnose.encoding(task.fmt, task.policy, x, task.law.codes[at], got)
+    with np.errstate(invalid="ignore"):  # signalling NaN
+        return diagnose.encoding(task.fmt, task.policy, x, task.law.codes[at], got)
 
 
 def _difference(fmt: FloatFormat, bits: int, expected: int, got: int) -> Difference:

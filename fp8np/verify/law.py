@@ -82,18 +82,20 @@ def law_table(fmt: FloatFormat, policy: Policy = SATURATE) -> Codes:
     plain = dataclasses.replace(policy, overflow=SATURATE.overflow, nan=SATURATE.nan)
     numbers = probes(fmt)
     how = dataclasses.asdict(policy)
+    ends, below = _ends(fmt)
     if policy == plain:
-        codes = np.array([reference.encode(fmt, p, **how) for p in numbers], np.uint8)
+        codes = np.empty(len(numbers), np.uint8)
+        asked = np.setdiff1d(np.arange(len(numbers)), below)
     else:
-        # These policies have a say at the ends only, and for all that is below zero where there is no sign: the same for all that
-        # is not near zero. Asking the law everywhere again would take most of the time of a run.
+        # These policies have a say at the ends only. Asking the law elsewhere again would take most of the time of a run.
         codes = law_table(fmt, plain).copy()
-        ends, below = _ends(fmt)
-        codes[ends] = [reference.encode(fmt, numbers[i], **how) for i in ends]
-        if policy.negative != "magnitude":
-            codes[below] = reference.encode(fmt, -2 * fmt.smallest_subnormal, **how)
-        else:
-            codes[below] = [reference.encode(fmt, numbers[i], **how) for i in below]
+        asked = ends
+    codes[asked] = [reference.encode(fmt, numbers[i], **how) for i in asked]
+    if policy.negative == "magnitude":
+        codes[below] = [reference.encode(fmt, numbers[i], **how) for i in below]
+    elif below.size:
+        # Far below zero, where there is no sign, every number has the same fate.
+        codes[below] = reference.encode(fmt, -2 * fmt.smallest_subnormal, **how)
     codes.setflags(write=False)
     return codes
 

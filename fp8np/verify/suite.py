@@ -10,6 +10,7 @@ from fp8np.accumulators import ACCUMULATORS
 from fp8np.errors import PolicyError
 from fp8np.formats import FORMATS, FloatFormat, get_format
 from fp8np.verify import conversions, convolutions, products, stochastic
+from fp8np.verify._judge import Budget
 from fp8np.verify._result import Report, Row
 from fp8np.verify.facts import facts
 from fp8np.verify.implementation import Checked, Ours, load
@@ -77,19 +78,20 @@ def checked(implementation: Any) -> Checked:
 
 
 def _checks(implementation: Checked, fmts: tuple[FloatFormat, ...], wanted: frozenset[str], progress: Progress) -> Iterator[Iterator[Row]]:
+    budget = Budget()
     if wanted & _CONVERSIONS:
         for i, fmt in enumerate(fmts):
             progress("conversions against the law", i, len(fmts))
-            yield conversions.against_law(implementation, fmt, wanted)
+            yield conversions.against_law(implementation, fmt, wanted, budget)
         progress("conversions against the law", len(fmts), len(fmts))
-        yield conversions.against_libraries(implementation, fmts, wanted, progress)
+        yield conversions.against_libraries(implementation, fmts, wanted, budget, progress)
     if "stochastic" in wanted:
         for i, fmt in enumerate(fmts):
             progress("stochastic rounding", i, len(fmts))
             yield stochastic.against_law(implementation, fmt)
         progress("stochastic rounding", len(fmts), len(fmts))
     if wanted & (_CONVERSIONS | {"digest"}):
-        yield conversions.against_records(implementation, fmts, wanted)
+        yield conversions.against_records(implementation, fmts, wanted, budget)
     if "gemm" in wanted:
         total = len(ACCUMULATORS) + 1
         for i, accumulator in enumerate(ACCUMULATORS.values()):

@@ -20,11 +20,11 @@ import numpy as np
 import numpy.typing as npt
 
 from fp8np import reference
-from fp8np.formats import FloatFormat
+from fp8np.formats import FORMATS, FloatFormat
 from fp8np.policy import IEEE, NAN, OVERFLOW, ROUNDING, STOCHASTIC, Policy
-from fp8np.verify.law import law_table, probes
+from fp8np.verify.law import law, law_table, probes
 
-__all__ = ["Grid", "Suspect", "grid", "sources", "tables"]
+__all__ = ["Grid", "Suspect", "grid", "sources", "tables", "wholes"]
 
 Codes = npt.NDArray[np.uint8]
 Mask = npt.NDArray[np.bool_]
@@ -247,16 +247,38 @@ def _top(off: int) -> Callable[[Grid, Codes], Any]:
     return lambda g, codes: g.sign() | (g.fmt.max_magnitude + off & g.fmt.magnitude_mask)
 
 
-def _carried(g: Grid, codes: Codes) -> Mask:
-    # A result one above `low` whose mantissa is 0: rounding carried into the exponent.
-    step = 1 << g.fmt.mantissa_bits
-    magnitude = _magnitude(g, codes)
-    return np.asarray(g.finite & (magnitude == g.low + 1) & (magnitude % step == 0))
+def _carried(g: Grid, codes: Codes) -> Any:
+    # A result one above `low` whose mantissa is 0: rounding carried into the exponent, beyond the largest value too.
+    over = g.low + (g.part + g.low % 2 > 2)
+    nearest = np.where(g.beyond, over, _magnitude(g, codes))
+    return g.finite & (nearest == g.low + 1) & (nearest % (1 << g.fmt.mantissa_bits) == 0)
 
 
-def _wrapped(g: Grid, _: Policy, codes: Codes) -> Codes:
-    nearest = g.low + (g.part + g.low % 2 > 2)
-    return np.where(g.beyond, g.sign() | (nearest & g.fmt.magnitude_mask), codes).astype(np.uint8)
+def _uncarried(subnormals: bool, lost: int) -> Callable[[Grid, Policy, Codes], Codes]:
+    """Results into whose exponent rounding carried, with `lost` taken from their magnitude."""
+
+    def where(g: Grid, codes: Codes) -> Any:
+        return _carried(g, codes) & (subnormals | ~g.subnormal)
+
+    return _where(where, lambda g, codes: g.sign() | (g.low + 1 - lost & g.fmt.magnitude_mask))
+
+
+def _wrapped(fmt: FloatFormat, policy: Policy, x: Numbers) -> Codes:
+    magnitude = np.where(np.isfinite(x), np.abs(x), 0)
+    exponent = np.maximum(np.frexp(magnitude)[1] - 1, fmt.min_exponent)
+    quanta = np.rint(np.ldexp(magnitude, fmt.mantissa_bits - exponent)).astype(np.int64)
+    code = ((exponent - fmt.min_exponent).astype(np.int64) << fmt.mantissa_bits) + quanta
+    sign = np.where(np.signbit(x), fmt.sign_bit, 0)
+    return np.where(code > fmt.max_magnitude, sign | (code & fmt.magnitude_mask), law(fmt, x, policy)).astype(np.uint8)
+
+
+def wholes(fmt: FloatFormat) -> Iterator[tuple[str, Callable[[FloatFormat, Policy, Numbers], Codes]]]:
+    """Suspects that no table of cells can say: in words, and the codes of numbers."""
+    if fmt.has_zero and fmt.signed:
+        yield "overflow wraps around: the upper bits of the exponent are dropped", _wrapped
+    for other in FORMATS.values():
+        if other != fmt and other.bits == fmt.bits:
+            yield f"wrong format: these are the codes of {other}", lambda _, policy, x, other=other: law(other, x, policy)  # type: ignore[misc]
 
 
 def _early(g: Grid) -> Mask:
@@ -350,14 +372,12 @@ def tables(fmt: FloatFormat) -> Iterator[Suspect]:
     yield Suspect("overflow begins at the value after the largest, not at the middle before it", codes=_where(late, _top(0)))
     yield Suspect("the tie above the largest value overflows, or not, contrary to the rule", codes=_where(top_tie, overflowed))
     yield Suspect("the largest value itself overflows", codes=_where(at_top, overflowed))
-    yield Suspect("overflow wraps around: the exponent's upper bits are dropped", codes=_wrapped)
     if fmt.mantissa_bits and fmt.has_zero:
         step = 1 << fmt.mantissa_bits
-        down = _where(_carried, lambda g, codes: codes - np.uint8(step))
-        yield Suspect("the carry of rounding is lost: mantissa wraps, exponent stays", codes=down)
-        yield Suspect(
-            "the carry of rounding is clipped: the mantissa stays all ones", codes=_where(_carried, lambda g, codes: codes - np.uint8(1))
-        )
+        for subnormals in (True, False):
+            which = "" if subnormals else " (of normal numbers)"
+            yield Suspect(f"the carry of rounding{which} is lost: mantissa wraps, exponent stays", codes=_uncarried(subnormals, step))
+            yield Suspect(f"the carry of rounding{which} is clipped: the mantissa stays all ones", codes=_uncarried(subnormals, 1))
     if fmt.signed:
         kinds = (("NaN", lambda g, _: np.isnan(g.x)), ("infinity", lambda g, _: np.isinf(g.x)), ("overflow", out))
         for name, where in kinds:
