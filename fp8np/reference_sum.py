@@ -49,7 +49,7 @@ def dot(
     44800020
     44800000
     """
-    if not len(a):
+    if not len(a) and how.kind != "exact":  # an exact sum of zero is +0
         return _bits(init)
     left = [decode(a_format, code) for code in a]
     right = [decode(b_format, code) for code in b]

@@ -198,22 +198,23 @@ P2 = FORMATS["binary8p2se"]
 @pytest.mark.parametrize(
     ("how", "operands", "start", "error"),
     [
-        # c alone, cut at 2^-2; floored, when it is -1.75 - 2^-8, to -2.
-        (own(group=1, fraction_bits=5), row_by_column(E4M3, [8], [1]), 1.75 + 2.0**-3, 2.0**-3),
+        # A product, 1.375, cut to 1, and all of c.
+        (own(group=1, fraction_bits=1), row_by_column(E4M3, [1.375], [1]), 2.0**-2 + 2.0**-3 + 2.0**-4, 0.8125),
+        # 2.4375 cut to 2, and c floored to -0.5.
         (
-            own(group=1, fraction_bits=5, addend="after", sum_fraction_bits=5, alignment="floor"),
-            row_by_column(E4M3, [8], [1]),
-            -1.75 - 2.0**-8,
-            0.25 - 2.0**-8,
+            own(group=1, fraction_bits=1, addend="after", sum_fraction_bits=20, alignment="floor"),
+            row_by_column(E4M3, [1.5], [1.625]),
+            -0.25,
+            0.6875,
         ),
         # Products alone, three of four, all of them.
         (own(group=4, fraction_bits=3, addend="rounded"), row_by_column(E4M3, [16, 1.75, 1.75, 1.75], [1] * 4), 0, 5.25),
-        # A sum of products that is floored where another is larger: -2^-4 becomes -2. The unit at 2^6 is that of five bits.
+        # Sums that are floored where another is larger: three times -2^-4 becomes -1.
         (
-            own(group=2, interleave=2, fraction_bits=5, addend="after", sum_fraction_bits=5, alignment="floor"),
-            row_by_column(E4M3, [64, -(2.0**-4)], [1, 1]),
+            own(group=4, interleave=4, fraction_bits=0, addend="after", sum_fraction_bits=20, alignment="floor"),
+            row_by_column(E4M3, [1, *[-(2.0**-4)] * 3], [1] * 4),
             0,
-            2 - 2.0**-4,
+            3 - 3 * 2.0**-4,
         ),
         # The normalised sum, 2.75, cut to two bits.
         (own(group=2, fraction_bits=2, addend="after", sum_fraction_bits=2), row_by_column(E4M3, [1.75, 1], [1, 1]), 0, 0.25),
@@ -223,7 +224,7 @@ P2 = FORMATS["binary8p2se"]
         ("exact", row_by_column(P2, [2.0**31, 2.0**-10, 2.0**-22, -(2.0**31)], [2.0**31, 2.0**-10, 2.0**-22, 2.0**31]), 0, 2.0**-44),
     ],
 )
-def test_each_loss_alone(how: Any, operands: tuple[QTensor, QTensor], start: float, error: float) -> None:
+def test_losses_that_chance_does_not_find(how: Any, operands: tuple[QTensor, QTensor], start: float, error: float) -> None:
     init = np.full((1, 1), start, np.float32) if start else None
     got = matmul(*operands, accumulate=how, init=init)
     law_value = exact(values(operands[0]), values(operands[1]), init)

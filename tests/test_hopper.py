@@ -86,7 +86,7 @@ def test_the_vectors_see_one_bit(field: dict[str, int]) -> None:
         ("any", {"promote_every": None}),
         ("any", {"fraction_bits": 24}),
         ("any", {"group": 32}),
-        ("tiny", {"operand_exponent": None}),
+        ("subnormal", {"operand_exponent": None}),
     ],
 )
 def test_the_vectors_of_mma_see_each_of_its_parameters(name: str, field: dict[str, Any]) -> None:

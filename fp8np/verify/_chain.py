@@ -39,6 +39,8 @@ class Chain:
 
     def bits(self, how: Accumulator, a: Sequence[int], a_format: FloatFormat, b: Sequence[int], b_format: FloatFormat, init: float) -> int:
         """The bits of the float32 that comes out."""
+        if not a:
+            return _bits(init)
         terms = [(reference.decode(a_format, x), reference.decode(b_format, y)) for x, y in zip(a, b, strict=True)]
         special = float(init) + math.fsum(p for x, y in terms if not math.isfinite(p := float(x) * float(y))) * 1.0
         if not math.isfinite(special):

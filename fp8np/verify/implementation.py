@@ -146,7 +146,9 @@ class Checked:
     def _call(self, name: str, dtype: np.dtype[Any], shape: tuple[int, ...], *arguments: Any, **options: Any) -> npt.NDArray[Any]:
         method = self._method(name)
         try:
-            got = method(*arguments, **options)
+            # The cases hold signalling NaN and overflow on purpose; NumPy's warnings about them would be noise, or, as errors, failures.
+            with np.errstate(all="ignore"):
+                got = method(*arguments, **options)
         except NotImplementedError as error:
             raise NotOffered(f"{self.name}.{name}: {error or 'NotImplementedError'}") from error
         except Exception as error:

@@ -185,12 +185,10 @@ def _aligned(how: Accumulator, one_interval: bool) -> Iterator[Suspect]:
     rounding = "rounded to nearest even, not truncated" if other == "nearest_even" else "truncated, not rounded to nearest even"
     yield Suspect(f"the sum of a step is {rounding}", _how(output_rounding=other))
     yield Suspect("c is not aligned with the products: it is added after their sum, in float32", _how(addend="rounded"))
+    yield from _promotion(how, one_interval)
     for size in sorted({group // 4, group // 2, 2 * group, 4 * group, LONGEST} - {0, group}):
         text = f"wrong group: {size if size < LONGEST else 'all K'} products are summed in a step, not {group}"
-        yield Suspect(text, _how(group=size, promote_every=None))
-        if how.promote_every:
-            yield Suspect(text, _how(group=size))
-    yield from _promotion(how, one_interval)
+        yield Suspect(text, _how(group=size))
 
 
 def _promotion(how: Accumulator, one_interval: bool) -> Iterator[Suspect]:
@@ -204,12 +202,12 @@ def _promotion(how: Accumulator, one_interval: bool) -> Iterator[Suspect]:
 
         return change
 
-    intervals = ((1, 2, 0, "half"), (2, 1, 0, "twice"), (4, 1, 0, "four times"), (1, 4, 0, "a quarter of"))
+    yield Suspect("promotion is missing: one chain over all of K", _how(promote_every=None))
+    intervals = ((1, 2, 0, "half of"), (2, 1, 0, "twice"), (4, 1, 0, "four times"), (1, 4, 0, "a quarter of"))
     for numerator, denominator, off, text in intervals:
-        yield Suspect(f"wrong promotion interval: {text} of what was asked".replace("of of", "of"), scaled(numerator, denominator, off))
+        yield Suspect(f"wrong promotion interval: {text} what was asked", scaled(numerator, denominator, off))
     yield Suspect("wrong promotion interval: one group too long", scaled(1, 1, 1))
     yield Suspect("wrong promotion interval: one group too short", scaled(1, 1, -1))
-    yield Suspect("promotion is missing: one chain over all of K", _how(promote_every=None))
     for every in sorted({how.group, 2 * how.group, 4 * how.group, 128}):
         always = f"wrong promotion interval: {every} whatever was asked" if not one_interval else f"wrong promotion interval: {every}"
         yield Suspect(always, _how(promote_every=every))
