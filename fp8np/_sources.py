@@ -9,7 +9,7 @@ import numpy.typing as npt
 
 from fp8np.errors import DTypeError
 
-__all__ = ["exact_floats", "to_odd"]
+__all__ = ["exact_floats", "float16_values", "to_odd"]
 
 
 def exact_floats(what: str, x: Any, source: str | None = None) -> npt.NDArray[Any]:
@@ -82,3 +82,25 @@ def to_odd(wide: npt.NDArray[Any], narrow: np.dtype[Any]) -> npt.NDArray[Any]:
     bits -= inexact & (np.abs(back) > np.abs(wide))
     bits |= inexact
     return values
+
+
+def float16_values(x: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """float32 or float64, rounded to what float16 holds, to nearest even, as float32. NaN keeps its leading payload.
+
+    NumPy's own cast raises the CPU's flags for each number that float16 cannot hold well: half a microsecond each, against 10 ns.
+
+    >>> float16_values(np.array([1.0004, 1e-9, -65520.0]))
+    array([  1.,   0., -inf], dtype=float32)
+    """
+    kind, drop = (np.uint32, 13) if x.dtype == np.float32 else (np.uint64, 42)
+    magnitude = np.abs(x)
+    bits = magnitude.view(kind)
+    bits = bits + ((bits >> drop & 1) + kind((1 << (drop - 1)) - 1))
+    rounded = (bits >> drop << drop).view(x.dtype)
+    # Subnormals are multiples of 2**-24: the sum has no room for less.
+    high = x.dtype.type(2.0 ** (np.finfo(x.dtype).nmant - 24))
+    with np.errstate(invalid="ignore"):  # a signalling NaN
+        rounded = np.where(magnitude < 2.0**-14, (magnitude + high) - high, rounded)
+        rounded = np.where(rounded > 65504, x.dtype.type(np.inf), rounded)
+        signed: npt.NDArray[Any] = np.copysign(np.where(np.isnan(x), x, rounded), x)
+        return signed.astype(np.float32, copy=False)

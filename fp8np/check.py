@@ -207,7 +207,10 @@ def _types(graph: Graph) -> Problems:
         if value.dtype not in DTYPES:
             yield f"input {value.name!r}: expected one of {', '.join(sorted(DTYPES))}, got {value.dtype!r}"
     for name, constant in graph.constants.items():
-        if not isinstance(constant, QTensor) and constant.dtype.name not in DTYPES:
+        if isinstance(constant, QTensor):
+            if constant.block is not None or constant.scale_format is not None:
+                yield f"constant {name!r}: expected one scale, or one for each channel, in float32; got one for each block"
+        elif constant.dtype.name not in DTYPES:
             yield f"constant {name!r}: expected one of {', '.join(sorted(DTYPES))} or FP8, got {constant.dtype}"
 
 

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fp8np import reference
-from fp8np._sources import exact_floats
+from fp8np._sources import exact_floats, float16_values
 from fp8np.errors import DTypeError, FormatError, PolicyError, ShapeError
 from fp8np.formats import FloatFormat, get_format
 from fp8np.kernels._rule import conversion_rule
@@ -76,8 +76,7 @@ def encode(
     policy = resolve(f, overflow=overflow, rounding=rounding, nan=nan, preset=preset)
     values = exact_floats("encode", x, source)
     if policy.via == "float16":
-        with np.errstate(over="ignore", under="ignore", invalid="ignore"):
-            values = values.astype(np.float16).astype(np.float32)
+        values = float16_values(values)
     random, width = _checked_random_bits(random_bits, policy, values.shape)
     _check_out("encode", out, values.shape, np.dtype(np.uint8))
     codes = _buffer(out, values, np.dtype(np.uint8))

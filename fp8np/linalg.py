@@ -15,6 +15,8 @@ way out. How the sum is rounded is the caller's choice, ``accumulate=``, a name 
 The k of a convolution run over input channels, then rows and columns of the filter; zeros of padding, and those that a transposed
 convolution puts between the values of x, are terms like any other.
 
+`matmul` and `linear` take operands with a scale for each block (docs/blocks.md): each segment of K is summed as asked and scaled.
+
 NaN and infinity behave as in any sum of products: NaN where a NaN takes part, where infinity meets zero and where infinities
 of both signs meet.
 """
@@ -60,8 +62,8 @@ def matmul(
     """The matrix product ``a @ b``, with the shapes and broadcasting of `numpy.matmul`.
 
     Args:
-        a: (..., M, K) or (K,). Its scale may vary over batch axes and M, not over K.
-        b: (..., K, N) or (K,). Its scale may vary over batch axes and N, not over K.
+        a: (..., M, K) or (K,). Its scale may vary over batch axes and M; over K in blocks (docs/blocks.md), not otherwise.
+        b: (..., K, N) or (K,). Its scale may vary over batch axes and N; over K in blocks, not otherwise.
         accumulate: a name or an `Accumulator`; see the module's docstring.
         promote_every: None for the accumulator's own, or products in a part; see the module's docstring.
         init: float32, broadcastable to the result: what the sum starts from, in units of products of the codes' values,
@@ -87,8 +89,8 @@ def matmul(
         return _in_blocks("matmul", a, b, how, init)
     if a.ndim == 0 or b.ndim == 0:
         raise ShapeError(f"matmul: expected at least one axis, got a {a.shape} and b {b.shape}; multiply scalars as numbers")
-    left = _with_axis(a, 0) if a.ndim == 1 else a
-    right = _with_axis(b, 1) if b.ndim == 1 else b
+    left = a.expand_dims(0) if a.ndim == 1 else a
+    right = b.expand_dims(1) if b.ndim == 1 else b
     (M, K), N = left.shape[-2:], right.shape[-1]
     if right.shape[-2] != K:
         raise ShapeError(f"matmul: expected a (..., M, K) and b (..., K, N), got a {a.shape} and b {b.shape}: the K differ")
@@ -103,11 +105,6 @@ def matmul(
     return scaled(product(left, right, batch, how, start), left.scale, right.scale).reshape(shape)
 
 
-def _with_axis(q: QTensor, axis: int) -> QTensor:
-    """A vector as a matrix."""
-    return QTensor(np.expand_dims(q.codes, axis), q.format, np.expand_dims(q.scale, axis) if q.scale.ndim else q.scale)
-
-
 def linear(
     x: QTensor,
     w: QTensor,
@@ -120,8 +117,8 @@ def linear(
     """A linear layer: ``x @ w.T + bias``.
 
     Args:
-        x: (..., K). Its scale may vary over all axes but the last.
-        w: (N, K), scaled per tensor or per output (N, 1).
+        x: (..., K). Its scale may vary over all axes but the last, over that in blocks.
+        w: (N, K), scaled per tensor, per output (N, 1), or in blocks.
         bias: float32 (N,), added after the scales.
         accumulate: a name or an `Accumulator`; see the module's docstring.
         promote_every: None for the accumulator's own, or products in a part; see the module's docstring.
@@ -259,12 +256,7 @@ def conv1d(
     dilations = 1, whole_of(name, "dilation", dilation)
     pads: Any = padding if isinstance(padding, str) else ((0, 0), pair_of(name, "padding", padding, least=0))
     pads = pads_of(name, pads, (1, w.shape[2]), strides, dilations)
-    return convolve(name, _flat(x), _flat(w), bias, strides, pads, dilations, groups, how)[:, :, 0]
-
-
-def _flat(q: QTensor) -> QTensor:
-    """(B, C, T) as pictures of one row: (B, C, 1, T)."""
-    return QTensor(q.codes[:, :, None], q.format, q.scale[:, :, None] if q.scale.ndim else q.scale)
+    return convolve(name, x.expand_dims(2), w.expand_dims(2), bias, strides, pads, dilations, groups, how)[:, :, 0]
 
 
 def conv_transpose2d(
@@ -348,4 +340,4 @@ def conv_transpose1d(
     dilations = 1, whole_of(name, "dilation", dilation)
     extra = 0, whole_of(name, "output_padding", output_padding, least=0)
     removed = (0, 0), pair_of(name, "padding", padding, least=0)
-    return transposed(name, _flat(x), _flat(w), bias, strides, removed, extra, dilations, groups, how)[:, :, 0]
+    return transposed(name, x.expand_dims(2), w.expand_dims(2), bias, strides, removed, extra, dilations, groups, how)[:, :, 0]

@@ -11,7 +11,7 @@ from fp8np.artifact import save
 from fp8np.build import GraphBuilder
 from fp8np.check import DTYPES
 from fp8np.dims import symbol
-from fp8np.formats import FORMATS
+from fp8np.formats import FORMATS, get_format
 from fp8np.graph import Graph, Node
 from fp8np.tensor import QTensor
 
@@ -41,7 +41,7 @@ def every_constant() -> Graph:
             array = rng.integers(0, 2, shape) if dtype == "bool" else rng.integers(-100, 100, shape)
             names.append(b.constant(f"{dtype}{len(shape)}", np.asarray(array).astype(dtype)))
     for fmt in ALL_FORMATS:
-        codes = rng.integers(0, 256, (4, 6), np.uint8)
+        codes = rng.integers(0, 1 << get_format(fmt).bits, (4, 6)).astype(np.uint8)
         codes_of[f"{fmt} tensor"] = QTensor(codes, fmt, 0.125)
         codes_of[f"{fmt} channel"] = QTensor(codes, fmt, rng.uniform(0.1, 2, (4, 1)))
         codes_of[f"{fmt} transposed"] = QTensor(codes, fmt, rng.uniform(0.1, 2, (4, 1))).T

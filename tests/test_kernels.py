@@ -29,10 +29,13 @@ FOLDER = Path(fp8np.kernels.__file__).parent
 OPS = sorted({row.op for row in kernels()})
 # How many formats an op is selected by.
 OPERANDS = {
+    "add_scaled": 0,
     "amax": 0,
+    "amax_blocks": 0,
     "codes_used": 0,
     "conv2d": 2,
     "decode_f32": 1,
+    "divide_blocks": 0,
     "encode_f32": 1,
     "encode_f32_stochastic": 1,
     "encode_f64": 1,
@@ -41,6 +44,7 @@ OPERANDS = {
     "gemm": 2,
     "gemm_aligned": 2,
     "gemm_sequential": 2,
+    "multiply_blocks": 0,
     "quantize_f32": 1,
 }
 E4M3 = get_format("e4m3fn")

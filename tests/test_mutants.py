@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -134,7 +135,8 @@ def test_load_finds_an_object_a_class_and_says_what_it_misses() -> None:
             load(text)
 
 
-def test_the_example_has_the_bug_that_it_says(few_policies: None) -> None:
+def test_the_example_has_the_bug_that_it_says(few_policies: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[1]))
     report = verify("examples.verify_mine:Mine", formats=[E4], suites=["decode", "float32"])
     assert {row.diagnosis for row in failed(report)} == {"ties go away from zero"}
     assert verify("examples.verify_mine:Fixed", formats=[E4], suites=["decode", "16 bit", "float64"]).clean
