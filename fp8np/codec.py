@@ -21,7 +21,7 @@ from fp8np.kernels._table import select
 from fp8np.policy import IEEE, STOCHASTIC, Policy, infinity_magnitude, nan_code, points_inward, resolve
 from fp8np.tensor import Codes, Floats, QTensor
 
-__all__ = ["decode", "decode_table", "delivered", "encode", "encode_exact_floats", "float_type"]
+__all__ = ["checked_codes", "decode", "decode_table", "delivered", "encode", "encode_exact_floats", "float_type"]
 
 _Array = npt.NDArray[Any]
 
@@ -105,7 +105,7 @@ def decode(codes: Any, fmt: Any, *, dtype: Any = np.float32, out: Any = None) ->
     array([1.        ,        nan, 0.00195312], dtype=float32)
     """
     f = get_format(fmt)
-    array = _checked_codes("decode", codes, f)
+    array = checked_codes("decode", codes, f)
     wanted = float_type("decode", dtype)
     _check_out("decode", out, array.shape, wanted)
     values = _buffer(out, array, wanted)
@@ -217,9 +217,14 @@ def float_type(what: str, dtype: Any) -> np.dtype[Any]:
     return wanted
 
 
-def _checked_codes(what: str, codes: Any, fmt: FloatFormat) -> Codes:
+def checked_codes(what: str, codes: Any, fmt: FloatFormat) -> Codes:
+    """Codes of a format as C-contiguous uint8.
+
+    Raises:
+        DTypeError: they are not 8-bit, or a QTensor. FormatError: they are of another format, or wider than it.
+    """
     if isinstance(codes, QTensor):
-        raise DTypeError("decode: got a QTensor; use dequantize(), or decode its .codes to leave the scale out")
+        raise DTypeError(f"{what}: got a QTensor; use dequantize(), or decode its .codes to leave the scale out")
     array = np.asarray(codes)
     if array.dtype != np.uint8:
         if array.dtype.itemsize != 1 or not array.dtype.name.startswith("float"):

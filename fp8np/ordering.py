@@ -20,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fp8np import reference
-from fp8np.codec import _checked_codes
+from fp8np.codec import checked_codes
 from fp8np.errors import DTypeError, FormatError, ShapeError
 from fp8np.formats import FloatFormat, get_format
 from fp8np.scaling import dequantize
@@ -294,7 +294,7 @@ def _operand(what: str, codes: Any, fmt: Any, *, tensors: bool = False) -> tuple
             raise DTypeError(f"{what}: expected uint8 codes or an ml_dtypes array, got {dtype}")
         fmt = dtype
     f = get_format(fmt)
-    return _checked_codes(what, codes, f), f
+    return checked_codes(what, codes, f), f
 
 
 def _operands(what: str, a: Any, b: Any, fmt: Any) -> tuple[tuple[Codes, Codes], FloatFormat]:

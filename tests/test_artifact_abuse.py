@@ -135,7 +135,7 @@ BAD: dict[str, tuple[bytes, str]] = {
     "metadata not an object": (in_header(set_in("__metadata__", [])), "__metadata__: expected an object of strings"),
     "a tensor that is no object": (in_header(set_in("b", 3)), "tensor 'b': expected an object with dtype"),
     "a tensor with more to say": (in_header(set_in("b", "more", 3)), "tensor 'b': expected an object with dtype"),
-    "an unknown dtype": (in_header(set_in("b", "dtype", "F4")), "tensor 'b': expected a dtype of I64.*got 'F4'"),
+    "an unknown dtype": (in_header(set_in("b", "dtype", "F4")), "tensor 'b': expected a dtype of U64.*got 'F4'"),
     "a dtype that is no string": (in_header(set_in("b", "dtype", ["F32"])), "tensor 'b': expected a dtype"),
     "a wider dtype": (in_header(set_in("b", "dtype", "I64")), r"tensor 'b': I64\[3\] needs 24 bytes, data_offsets give 12"),
     "another shape": (in_header(set_in("b", "shape", [4])), r"tensor 'b': F32\[4\] needs 16 bytes, data_offsets give 12"),

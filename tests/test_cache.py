@@ -37,7 +37,7 @@ def test_a_second_process_compiles_nothing(tmp_path: Path) -> None:
     hits, misses, warned = run(tmp_path, "kept")  # a relative path: it must survive a change of the working directory
     assert (hits, warned) == (0, [])
     assert misses > 0
-    assert {path.relative_to(tmp_path).parts[:2] for path in tmp_path.rglob("*.nbi")} == {("kept", f"kernels-{_jit._fingerprint()}")}
+    assert {path.relative_to(tmp_path).parts[:2] for path in tmp_path.rglob("*.nbi")} == {("kept", f"kernels-{_jit.fingerprint()}")}
     again, missed, warned = run(tmp_path, "kept")
     assert again > 0
     assert (missed, warned) == (0, [])
@@ -64,7 +64,7 @@ def prepared(monkeypatch: pytest.MonkeyPatch, folder: Path) -> Path | None:
 
 def test_a_directory_of_our_own_is_taken(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     directory = prepared(monkeypatch, tmp_path / "new")
-    assert directory == tmp_path / "new" / f"kernels-{_jit._fingerprint()}"
+    assert directory == tmp_path / "new" / f"kernels-{_jit.fingerprint()}"
     assert directory.stat().st_mode & 0o777 == 0o700
     (tmp_path / "new").chmod(0o1777)  # sticky, as /tmp is
     assert prepared(monkeypatch, tmp_path / "new") == directory
@@ -100,16 +100,16 @@ def test_the_name_changes_with_everything_that_changes_machine_code(monkeypatch:
     (tmp_path / "_jit.py").write_text("first")
     (tmp_path / "gemm.py").write_text("x = 1")
     monkeypatch.setattr(_jit, "__file__", str(tmp_path / "_jit.py"))
-    names = [_jit._fingerprint()]
-    assert _jit._fingerprint() == names[0]
+    names = [_jit.fingerprint()]
+    assert _jit.fingerprint() == names[0]
     (tmp_path / "gemm.py").write_text("x = 2")
-    names.append(_jit._fingerprint())
+    names.append(_jit.fingerprint())
     (tmp_path / "gemm.py").rename(tmp_path / "conv.py")
-    names.append(_jit._fingerprint())
+    names.append(_jit.fingerprint())
     monkeypatch.setenv("NUMBA_OPT", "1")
-    names.append(_jit._fingerprint())
+    names.append(_jit.fingerprint())
     monkeypatch.setattr(numba, "__version__", "0.0.0")
-    names.append(_jit._fingerprint())
+    names.append(_jit.fingerprint())
     assert len(set(names)) == len(names)
 
 

@@ -39,9 +39,14 @@ ELEMENTS: Mapping[str, np.dtype[Any]] = MappingProxyType(
     {
         name: np.dtype(kind)
         for name, kind in {
+            "U64": "<u8",
             "I64": "<i8",
+            "F64": "<f8",
             "F32": "<f4",
+            "U32": "<u4",
             "I32": "<i4",
+            "F16": "<f2",
+            "U16": "<u2",
             "I16": "<i2",
             "F8_E8M0": "u1",
             "F8_E4M3": "u1",
@@ -52,7 +57,7 @@ ELEMENTS: Mapping[str, np.dtype[Any]] = MappingProxyType(
         }.items()
     }
 )
-"""Element types that a converted model may hold and the arrays they become, in the order in which tensors are written."""
+"""Element types and the arrays they become, in the order in which tensors are written. A converted model holds fewer (`fp8np.check`)."""
 
 ELEMENT_OF: Mapping[str, str] = MappingProxyType({d.name: e for e, d in ELEMENTS.items() if not e.startswith("F8_")})
 """The element type for an array, by the name of its dtype."""

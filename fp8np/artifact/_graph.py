@@ -11,6 +11,7 @@ from typing import Any
 
 from fp8np.artifact._container import ELEMENT_OF, Stored
 from fp8np.artifact._json import fields, items, mapping, parse_json, short, text
+from fp8np.check import DTYPES
 from fp8np.dims import Dim, Size, parse
 from fp8np.errors import ArtifactError, ArtifactVersionError, Fp8npError
 from fp8np.formats import FloatFormat, get_format
@@ -143,8 +144,8 @@ def _decode_constants(constants: Mapping[str, Any], tensors: Mapping[str, Stored
         place = f"constant {short(name)}"
         dtype, shape, scale = fields(entry, place, "dtype", "shape", "scale")
         if scale is None:
-            if text(dtype, place) not in ELEMENT_OF:
-                raise ArtifactError(f"{place}: expected one of {', '.join(ELEMENT_OF)}, or FP8 and a scale, got {short(dtype)}")
+            if text(dtype, place) not in DTYPES:
+                raise ArtifactError(f"{place}: expected one of {', '.join(sorted(DTYPES))}, or FP8 and a scale, got {short(dtype)}")
             result[name] = array = take(name, place, ELEMENT_OF[dtype])
         else:
             fmt = _decode_format(text(dtype, place), place)

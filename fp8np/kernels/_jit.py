@@ -31,7 +31,7 @@ import numpy as np
 
 from fp8np._settings import cache_dir
 
-__all__ = ["exact", "fused", "wide_vectors"]
+__all__ = ["exact", "fingerprint", "fused", "wide_vectors"]
 
 _F = TypeVar("_F", bound=Callable[..., Any])
 
@@ -106,7 +106,7 @@ def _prepared_directory() -> Path | None:
     if base is None:
         return None
     # Numba looks into it again at each first call, and the working directory may have changed by then.
-    directory = base.absolute() / f"kernels-{_fingerprint()}"
+    directory = base.absolute() / f"kernels-{fingerprint()}"
     try:
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         problem = _problem(directory)
@@ -141,7 +141,8 @@ def _problem(directory: Path) -> str | None:
     return None
 
 
-def _fingerprint() -> str:
+def fingerprint() -> str:
+    """Of everything that can change the machine code: versions, the CPU, and the sources of all kernels."""
     digest = hashlib.sha256()
     facts = [
         sys.version,

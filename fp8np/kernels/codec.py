@@ -18,7 +18,7 @@ from fp8np.kernels._jit import exact
 from fp8np.kernels._table import kernel
 from fp8np.kernels._threads import parallel_for
 
-__all__ = ["amax", "decode_f32", "encode_f32", "encode_f64", "quantize_f32"]
+__all__ = ["amax", "decode_f32", "encode_f32", "encode_f64", "encode_parameters", "quantize_f32"]
 
 # Elements of one work item where an array has no rows of its own to hand out.
 BLOCK = 1 << 16
@@ -52,8 +52,8 @@ def _signed_bytes(fmt: Any) -> bool:
 
 
 @exact
-def _encode_parameters(rule: Any) -> Any:
-    # rule: int64[13] -> what `_encoded` keeps in registers. 2^m by multiplication: see the module's note on shifts.
+def encode_parameters(rule: Any) -> Any:
+    """What the loops over float32 keep in registers of a rule, int64[13]."""
     m = rule[_rule.MANTISSA_BITS]
     smallest = (rule[_rule.MIN_EXPONENT] + 127) << 23
     beyond = (rule[_rule.MAX_EXPONENT] + 1 + 127) << 23
@@ -94,7 +94,7 @@ def _encoded(bits: Any, parameters: Any) -> Any:
 @exact
 def _encode_f32(x: Any, rule: Any, out: Any) -> None:
     # x: u32 (n,) bits of float32; out: u8 (n,)
-    parameters = _encode_parameters(rule)
+    parameters = encode_parameters(rule)
     for i in range(x.size):
         out[i] = _encoded(x[i], parameters)
 
@@ -112,7 +112,7 @@ def encode_f32(x: Any, rule: Any, out: Any) -> None:
 def _quantize_rows(x: Any, length: Any, scale: Any, rule: Any, start: Any, stop: Any, out: Any) -> None:
     # x: f32 (n,), cut into rows of `length`, the last one perhaps shorter; scale: f32 (C,), row r takes scale[r % C];
     # out: u8 (n,)
-    parameters = _encode_parameters(rule)
+    parameters = encode_parameters(rule)
     for r in range(start, stop):
         s = scale[r % scale.size]
         row = x[r * length : (r + 1) * length]
@@ -124,7 +124,7 @@ def _quantize_rows(x: Any, length: Any, scale: Any, rule: Any, start: Any, stop:
 @exact
 def _quantize_columns(x: Any, scale: Any, rule: Any, start: Any, stop: Any, out: Any) -> None:
     # x: f32 (R, C); scale: f32 (C,); out: u8 (R, C)
-    parameters = _encode_parameters(rule)
+    parameters = encode_parameters(rule)
     for r in range(start, stop):
         row = x[r]
         codes = out[r]

@@ -25,7 +25,7 @@ from fp8np.kernels._bits import float32_of
 from fp8np.kernels._jit import exact
 from fp8np.kernels._table import kernel
 from fp8np.kernels._threads import parallel_for
-from fp8np.kernels.codec import _encode_parameters, encode_f64
+from fp8np.kernels.codec import encode_f64, encode_parameters
 
 __all__ = ["encode_f32_stochastic"]
 
@@ -64,7 +64,7 @@ def _code(bits: Any, addend: Any, scale: Any, whole: Any, weight: Any, parameter
 @exact
 def _encode_f32_stochastic(x: Any, rule: Any, random: Any, width: Any, out: Any) -> None:
     # x: u32 (n,) bits of float32; random: u32 (n,), integers below 2^width; width: at most 16; out: u8 (n,)
-    parameters = _encode_parameters(rule)
+    parameters = encode_parameters(rule)
     m = rule[_rule.MANTISSA_BITS]
     mode = rule[_rule.ROUNDING_MODE]
     weight = _U(1 << (_POINT - width))  # of the last random bit, in steps

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import fp8np
-from fp8np.kernels._jit import _fingerprint
+from fp8np.kernels._jit import fingerprint
 
 __all__ = ["State", "key_of"]
 
@@ -22,7 +22,7 @@ def key_of(implementation: Any, parts: Iterable[str]) -> str:
 
     What the implementation's module imports is not looked at.
     """
-    texts = [_fingerprint(), *parts]  # the compiler, NumPy, the CPU, and the kernels
+    texts = [fingerprint(), *parts]  # the compiler, NumPy, the CPU, and the kernels
     texts += [p.read_text(encoding="utf-8") for p in sorted(Path(fp8np.__file__).parent.rglob("*.py"))]
     kind = type(implementation)
     texts.append(f"{kind.__module__}.{kind.__qualname__}")

@@ -242,3 +242,27 @@ def product_cases(pair: tuple[FloatFormat, FloatFormat], accumulator: Accumulato
         expected = _law(exact if loose else how, a, a_format, b, b_format, start)
         case = ProductCase(kind, a, a_format, b, b_format, accumulator, every, start, expected, any_nan=accumulator.kind != "aligned")
         yield dataclasses.replace(case, tolerance=_bound(case)) if loose else case
+    if accumulator.kind == "aligned":
+        yield from _extremes(a_format, b_format, accumulator, group, rng)
+
+
+def _extremes(
+    a_format: FloatFormat, b_format: FloatFormat, accumulator: Accumulator, group: int, rng: np.random.Generator
+) -> Iterator[ProductCase]:
+    # What starts the sum is far above all products, and decides what is left of them; sums that are zero.
+    a, b = drawn(rng, a_format, (2, group), "narrow"), drawn(rng, b_format, (group, 2), "narrow")
+    top = a_format.max_exponent + b_format.max_exponent
+    high = np.ldexp(rng.uniform(1, 2, (2, 2)), [[top - 2, top], [top + 3, top + 8]]).astype(np.float32)
+    half = group // 2
+    opposite = a.copy()
+    opposite[:, half : 2 * half] = opposite[:, :half] ^ a_format.sign_bit
+    opposite[:, 2 * half :] = 0
+    same = b.copy()
+    same[half : 2 * half] = same[:half]
+    for name, left, right, start in (
+        ("init above", a, b, high),
+        ("sum of zero", opposite, same, None),
+        ("sum of -0", np.full_like(a, a_format.sign_bit), b & ~np.uint8(b_format.sign_bit), np.full((2, 2), -0.0, np.float32)),
+    ):
+        expected = _law(accumulator, left, a_format, right, b_format, start)
+        yield ProductCase(name, left, a_format, right, b_format, accumulator, None, start, expected)

@@ -22,8 +22,10 @@ __all__ = ["BadResult", "Checked", "Implementation", "NotOffered", "Ours", "load
 
 Codes = npt.NDArray[np.uint8]
 Floats = npt.NDArray[np.float32]
+Pair = tuple[int, int]
+Pads = tuple[Pair, Pair]
 
-METHODS = ("encode", "encode_preset", "decode", "matmul")
+METHODS = ("encode", "encode_preset", "encode_stochastic", "decode", "matmul", "conv2d")
 
 
 @runtime_checkable
@@ -36,6 +38,11 @@ class Implementation(Protocol):
     def encode_preset(self, x: npt.NDArray[Any], fmt: str, preset: str) -> Codes:
         """u8 codes of x as a preset of `fp8np.encode` has them; called for rules that the three names of `encode` cannot say."""
 
+    def encode_stochastic(
+        self, x: npt.NDArray[Any], fmt: str, *, overflow: str, rounding: str, nan: str, random_bits: npt.NDArray[Any]
+    ) -> Codes:
+        """u8 codes of x, float32 or float64 (n,), rounded with random_bits, uint8, uint16 or uint32 (n,)."""
+
     def decode(self, codes: Codes, fmt: str) -> Floats:
         """f32 values of codes (n,)."""
 
@@ -43,6 +50,14 @@ class Implementation(Protocol):
         self, a: Codes, a_format: str, b: Codes, b_format: str, *, accumulate: str, promote_every: int | None, init: Floats | None
     ) -> Floats:
         """f32 (M, N): init (M, N) + a (M, K) @ b (K, N), summed as `accumulate` says. Names as in `fp8np.matmul`."""
+
+    def conv2d(
+        self, x: Codes, x_format: str, w: Codes, w_format: str, *, stride: Pair, padding: Pads, dilation: Pair, groups: int
+    ) -> Floats:
+        """f32 (B, O, Ho, Wo) of x (B, C, H, W) and w (O, C / groups, kh, kw): exact sums, rounded once.
+
+        padding: zeros ((top, bottom), (left, right)).
+        """
 
 
 class Ours:
@@ -56,6 +71,12 @@ class Ours:
         """As `fp8np.encode`."""
         return codec.encode(x, fmt, preset=preset)
 
+    def encode_stochastic(
+        self, x: npt.NDArray[Any], fmt: str, *, overflow: str, rounding: str, nan: str, random_bits: npt.NDArray[Any]
+    ) -> Codes:
+        """As `fp8np.encode`."""
+        return codec.encode(x, fmt, overflow=overflow, rounding=rounding, nan=nan, random_bits=random_bits)
+
     def decode(self, codes: Codes, fmt: str) -> Floats:
         """As `fp8np.decode`."""
         return codec.decode(codes, fmt)
@@ -66,6 +87,13 @@ class Ours:
         """As `fp8np.matmul`."""
         left, right = QTensor(a, a_format), QTensor(b, b_format)
         return linalg.matmul(left, right, accumulate=accumulate, promote_every=promote_every, init=init)
+
+    def conv2d(
+        self, x: Codes, x_format: str, w: Codes, w_format: str, *, stride: Pair, padding: Pads, dilation: Pair, groups: int
+    ) -> Floats:
+        """As `fp8np.conv2d` with ``accumulate="exact"``."""
+        options: dict[str, Any] = {"stride": stride, "padding": padding, "dilation": dilation, "groups": groups}
+        return linalg.conv2d(QTensor(x, x_format), QTensor(w, w_format), accumulate="exact", **options)
 
 
 class NotOffered(Fp8npError, NotImplementedError):  # noqa: N818 - not a failure
@@ -125,6 +153,13 @@ class Checked:
         """As `Implementation.encode_preset`."""
         return self._call("encode_preset", np.dtype(np.uint8), x.shape, np.array(x), fmt, preset)
 
+    def encode_stochastic(
+        self, x: npt.NDArray[Any], fmt: str, *, overflow: str, rounding: str, nan: str, random_bits: npt.NDArray[Any]
+    ) -> Codes:
+        """As `Implementation.encode_stochastic`."""
+        options = {"overflow": overflow, "rounding": rounding, "nan": nan, "random_bits": np.array(random_bits)}
+        return self._call("encode_stochastic", np.dtype(np.uint8), x.shape, np.array(x), fmt, **options)
+
     def decode(self, codes: Codes, fmt: str) -> Floats:
         """As `Implementation.decode`."""
         return self._call("decode", np.dtype(np.float32), codes.shape, np.array(codes), fmt)
@@ -136,6 +171,16 @@ class Checked:
         options = {"accumulate": accumulate, "promote_every": promote_every, "init": None if init is None else np.array(init)}
         shape = (a.shape[0], b.shape[1])
         return self._call("matmul", np.dtype(np.float32), shape, np.array(a), a_format, np.array(b), b_format, **options)
+
+    def conv2d(
+        self, x: Codes, x_format: str, w: Codes, w_format: str, *, stride: Pair, padding: Pads, dilation: Pair, groups: int
+    ) -> Floats:
+        """As `Implementation.conv2d`."""
+        reach = [d * (k - 1) + 1 for d, k in zip(dilation, w.shape[2:], strict=True)]
+        size = [(n + sum(p) - r) // s + 1 for n, p, r, s in zip(x.shape[2:], padding, reach, stride, strict=True)]
+        options = {"stride": stride, "padding": padding, "dilation": dilation, "groups": groups}
+        shape = (x.shape[0], w.shape[0], *size)
+        return self._call("conv2d", np.dtype(np.float32), shape, np.array(x), x_format, np.array(w), w_format, **options)
 
     def _method(self, name: str) -> Any:
         method = getattr(self.implementation, name, None)

@@ -76,6 +76,7 @@ def _formats(name: str) -> tuple[FloatFormat, FloatFormat, str]:
 
 def _judged(versus: str, cases: Iterator[ProductCase], implementation: Checked, kind: str = "") -> Row:
     row: Row | None = None
+    results: list[tuple[ProductCase, Array, Array]] = []
     diagnosis = ""
     for case in cases:
         if row is None:
@@ -85,10 +86,15 @@ def _judged(versus: str, cases: Iterator[ProductCase], implementation: Checked, 
         row = _grown(row, case, got)
         if row.skipped:
             return row
-        if row.mismatches and not diagnosis:
-            diagnosis = got.reason if isinstance(got, Failure) else diagnosed("product", case, case.expected, got)
+        if isinstance(got, Failure):
+            diagnosis = diagnosis or got.reason
+        else:
+            # What agrees counts, too: it refutes hypotheses.
+            results.append((case, case.expected, got))
     if row is None:
         raise LookupError(f"{versus}: no cases")
+    if row.mismatches and not diagnosis:
+        diagnosis = diagnosed("products", results)
     return replace(row, diagnosis=diagnosis)
 
 

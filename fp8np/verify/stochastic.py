@@ -13,12 +13,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from fp8np import codec, reference
+from fp8np import reference
 from fp8np.formats import FloatFormat
 from fp8np.policy import STOCHASTIC
-from fp8np.verify._judge import Failure, attempt, code_text, compare, number_text, skipped
+from fp8np.verify._judge import Failure, attempt, code_text, compare, number_text
 from fp8np.verify._result import Difference, Row
-from fp8np.verify.implementation import Checked, Ours
+from fp8np.verify.implementation import Checked
 
 __all__ = ["against_law", "thresholds"]
 
@@ -28,10 +28,7 @@ _RANDOM_TYPES = (np.uint8, np.uint16, np.uint32)
 
 
 def against_law(implementation: Checked, fmt: FloatFormat) -> Iterator[Row]:
-    """A row for each rounding; the method is ``encode_stochastic(x, fmt, *, overflow, rounding, nan, random_bits)``."""
-    if not hasattr(implementation, "encode_stochastic") and not isinstance(implementation.implementation, Ours):
-        yield skipped("stochastic", "the law", fmt, "", "there is no method encode_stochastic")
-        return
+    """A row for each rounding."""
     for rounding in STOCHASTIC:
         row = Row("stochastic", "the law", fmt.name, rounding)
         for bits in _RANDOM_TYPES:
@@ -48,7 +45,8 @@ def _grown(row: Row, implementation: Checked, fmt: FloatFormat, rounding: str, b
     x = np.repeat(np.array([x for x, _ in numbers], source), integers.shape[1])
     random = integers.reshape(-1)
     expected = np.where(integers >= up_from[:, None], high[:, None], low[:, None]).reshape(-1).astype(np.uint8)
-    got = attempt(lambda: _encoded(implementation, x, fmt, rounding, random.astype(bits)))
+    options = {"overflow": "saturate", "rounding": rounding, "nan": "keep_sign"}
+    got = attempt(lambda: implementation.encode_stochastic(x, fmt.name, **options, random_bits=random.astype(bits)))
 
     def show(i: int) -> Difference:
         given = f"{number_text(x[i])}, random bits {int(random[i])} of {width}"
@@ -78,15 +76,6 @@ def _ups(expected: Array, got: Array, low: Array, high: Array, each: int) -> tup
     lows, highs = np.repeat(low, each), np.repeat(high, each)
     differs = (expected != got) & (lows != highs)
     return int(np.count_nonzero(differs & (got == lows))), int(np.count_nonzero(differs & (got == highs)))
-
-
-def _encoded(implementation: Any, x: Array, fmt: FloatFormat, rounding: str, random: Array) -> Array:
-    if hasattr(implementation, "encode_stochastic"):
-        codes: Array = implementation.encode_stochastic(
-            x, fmt.name, overflow="saturate", rounding=rounding, nan="keep_sign", random_bits=random
-        )
-        return codes
-    return codec.encode(x, fmt, overflow="saturate", rounding=rounding, random_bits=random)
 
 
 def _numbers(fmt: FloatFormat, bits: int) -> tuple[tuple[float, float], ...]:
