@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from _weights import CONV, CONV_TRANSPOSE, indices, normal, recurrent_weights
 
-from fp8np.errors import InputError
 from fp8np._finfo import finfo
+from fp8np.errors import InputError
 from fp8np.kernels._table import select
 from fp8np.layers._op import OPS, Call, Spec, Step
 from fp8np.layers._recurrent import one_step
