@@ -81,7 +81,10 @@ class QTensor:
         self._scale: Floats = self._checked_scale(scale)
 
     def _checked_scale(self, scale: Any) -> Floats:
-        array = np.asarray(scale)
+        try:
+            array = np.asarray(scale)
+        except ValueError:  # a ragged list
+            array = np.asarray(None)
         own = _format_of_dtype(array.dtype)
         if own is not None:
             if self._scale_format not in (None, own):

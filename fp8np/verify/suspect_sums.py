@@ -113,6 +113,17 @@ def _terms(choose: Callable[[Sequence[int], Accumulator], Sequence[int]]) -> Cal
     return change
 
 
+def _groups_reversed(e: Element) -> Element:
+    # A last, incomplete group comes first: filled up with zeros, it moves no other.
+    group = e.how.group or len(e.a)
+    starts = range(0, len(e.a), max(group, 1))[::-1]
+
+    def turned(codes: tuple[int, ...]) -> tuple[int, ...]:
+        return tuple(c for k in starts for c in (*codes[k : k + group], *[0] * (k + group - len(codes))))
+
+    return dataclasses.replace(e, a=turned(e.a), b=turned(e.b))
+
+
 def _flush(codes: tuple[int, ...], fmt: FloatFormat) -> tuple[int, ...]:
     return tuple(c & fmt.sign_bit if 0 < c & fmt.magnitude_mask < 1 << fmt.mantissa_bits else c for c in codes)
 
@@ -222,6 +233,7 @@ def _general() -> Iterator[Suspect]:
     for step in (4, 8, 16):
         yield Suspect(f"the last terms of K are missing, after a multiple of {step}", _terms(_multiple(step)))
     yield Suspect("order reversed: k descends", _terms(lambda ks, _: ks[::-1]))
+    yield Suspect("order of the groups reversed", _groups_reversed)
     yield Suspect("wrong order of k: even terms first, then odd ones", _terms(lambda ks, _: [*ks[::2], *ks[1::2]]))
     yield Suspect("wrong order of k: the two halves of K interleaved", _terms(_halves))
     yield Suspect("init is ignored", lambda e: dataclasses.replace(e, init=0.0))
