@@ -21,19 +21,17 @@ import math
 from functools import lru_cache
 
 import numpy as np
-import numpy.typing as npt
 
-from fp8np._products import check_scale, product
+from fp8np._exact import put_specials
+from fp8np._products import one_nan, product
 from fp8np.accumulators import Accumulator
 from fp8np.codec import decode_table
-from fp8np.errors import ShapeError
 from fp8np.formats import FloatFormat
+from fp8np.kernels._arrays import Doubles
 from fp8np.kernels._table import select
 from fp8np.tensor import Floats, QTensor
 
 __all__ = ["block_matmul"]
-
-_Doubles = npt.NDArray[np.float64]
 
 MEMORY = 64 << 20
 """Bytes of scaled partial sums that the exact way keeps at a time."""
@@ -43,36 +41,16 @@ PART_BITS = 48
 """Bits of an exact partial sum, at most: two halves of 24."""
 
 
-def block_matmul(a: QTensor, b: QTensor, how: Accumulator) -> Floats:
-    """``a @ b`` with the shapes and broadcasting of `numpy.matmul`, scales applied.
+def block_matmul(a: QTensor, b: QTensor, batch: tuple[int, ...], how: Accumulator) -> Floats:
+    """f32 (*batch, M, N): ``a @ b``, scales applied, one code for every NaN.
 
     Args:
-        a: (..., M, K) or (K,).
-        b: (..., K, N) or (K,). Of the two, at least one has blocks; the scale of the other may not vary along K.
+        a: (..., M, K).
+        b: (..., K, N). Of the two, at least one has blocks; the scale of the other does not vary along K.
+        batch: the axes that the leading axes of a and b broadcast to.
         how: how each segment is summed.
-
-    Returns:
-        float32 (..., M, N), less the axes that 1-d operands lack.
-
-    Raises:
-        ShapeError: the shapes do not fit. ScaleError: the scale of an operand without blocks varies along K.
     """
-    if a.ndim == 0 or b.ndim == 0:
-        raise ShapeError(f"matmul: expected at least one axis, got a {a.shape} and b {b.shape}; multiply scalars as numbers")
-    left = a.expand_dims(0) if a.ndim == 1 else a
-    right = b.expand_dims(1) if b.ndim == 1 else b
-    (M, K), N = left.shape[-2:], right.shape[-1]
-    if right.shape[-2] != K:
-        raise ShapeError(f"matmul: expected a (..., M, K) and b (..., K, N), got a {a.shape} and b {b.shape}: the K differ")
-    for key, operand, axis in (("a", left, -1), ("b", right, -2)):
-        if operand.block is None:
-            check_scale("matmul", key, operand, (axis,), "block=")
-    try:
-        batch = np.broadcast_shapes(left.shape[:-2], right.shape[:-2])
-    except ValueError:
-        raise ShapeError(f"matmul: the batch axes of a {a.shape} and b {b.shape} do not broadcast") from None
-    out = (_exact if how.kind == "exact" else _fused)(left, right, batch, how)
-    return out.reshape((*batch, *([M] if a.ndim > 1 else []), *([N] if b.ndim > 1 else [])))
+    return one_nan(_exact(a, b, batch) if how.kind == "exact" else _fused(a, b, batch, how), how)
 
 
 class _Segments:
@@ -86,7 +64,7 @@ class _Segments:
         self._columns = _scales(b, -2)
         self._batch = batch
 
-    def scales(self, start: int) -> tuple[_Doubles, _Doubles]:
+    def scales(self, start: int) -> tuple[Doubles, Doubles]:
         """The scales of a, f64 (*batch, M), and of b, (*batch, N), in the segment that begins at `start`."""
         rows = self._rows[..., start // self._lengths[0]].astype(np.float64)
         columns = self._columns[..., start // self._lengths[1], :].astype(np.float64)
@@ -117,10 +95,10 @@ def _fused(a: QTensor, b: QTensor, batch: tuple[int, ...], how: Accumulator) -> 
         partial = product(*codes, batch, how, None).reshape(total.shape)
         left, right = segments.scales(start)
         add(partial, np.ascontiguousarray(left).reshape(Z, M), np.ascontiguousarray(right).reshape(Z, N), total)
-    return total
+    return total.reshape(*batch, M, N)
 
 
-def _exact(a: QTensor, b: QTensor, batch: tuple[int, ...], how: Accumulator) -> Floats:
+def _exact(a: QTensor, b: QTensor, batch: tuple[int, ...]) -> Floats:
     # A segment's sum is exact in float64, cut into bands of exponents where a format is wide. Scaled, it is a few float64 whose
     # products with the scales are exact; all of those are added without error.
     M, K, N = *a.shape[-2:], b.shape[-1]
@@ -151,10 +129,11 @@ def _exact(a: QTensor, b: QTensor, batch: tuple[int, ...], how: Accumulator) -> 
                 sums = np.empty(tile.size, np.float32)
                 select("exact_sum")(used.reshape(count, -1), sums)
                 tile[...] = sums.reshape(tile.shape)
-    return _with_specials(out, a, b, batch, how, segments)
+    _put_specials(out, a, b, batch, segments)
+    return out
 
 
-def _scaled(sums: _Doubles, s: _Doubles, t: _Doubles, whole: bool, parts: _Doubles, place: int) -> int:
+def _scaled(sums: Doubles, s: Doubles, t: Doubles, whole: bool, parts: Doubles, place: int) -> int:
     """Writes float64 whose sum is exactly sums * s * t, from parts[place] on; returns the place after them."""
     if whole:
         np.multiply(sums, s * t, out=parts[place])
@@ -168,36 +147,33 @@ def _scaled(sums: _Doubles, s: _Doubles, t: _Doubles, whole: bool, parts: _Doubl
     return place
 
 
-def _halves(x: _Doubles) -> tuple[_Doubles, _Doubles]:
+def _halves(x: Doubles) -> tuple[Doubles, Doubles]:
     """x, of at most 48 bits, as the sum of two float64 of at most 24 bits (Veltkamp's splitting)."""
     c = x * (2.0**29 + 1)
     high = c - (c - x)
     return high, x - high
 
 
-def _finite(scales: _Doubles) -> _Doubles:
+def _finite(scales: Doubles) -> Doubles:
     return np.where(np.isnan(scales), 1.0, scales)
 
 
-def _with_specials(out: Floats, a: QTensor, b: QTensor, batch: tuple[int, ...], how: Accumulator, segments: _Segments) -> Floats:
-    # NaN and infinity of the codes, and NaN of the scales, take part as in any sum.
+def _put_specials(out: Floats, a: QTensor, b: QTensor, batch: tuple[int, ...], segments: _Segments) -> None:
+    # NaN and infinity of the codes, and NaN of the scales, take part as in any sum. Scales are positive: of infinity and zero
+    # they change nothing.
     tables = decode_table(a.format), decode_table(b.format)
-    codes = any(not np.isfinite(table[q.codes]).all() for table, q in zip(tables, (a, b), strict=True) if not np.isfinite(table).all())
-    if not codes and not np.isnan(a.scale).any() and not np.isnan(b.scale).any():
-        return out
-    odd = np.zeros_like(out)
-    for start, stop in segments.bounds:
-        left, right = segments.scales(start)
-        with np.errstate(invalid="ignore"):
-            if codes:
-                part = QTensor(a.codes[..., start:stop], a.format), QTensor(b.codes[..., start:stop, :], b.format)
-                sums = product(*part, batch, how, None)
-                odd += np.where(np.isfinite(sums), np.float32(0), sums)
-            odd += np.where(np.isnan(left[..., :, None] + right[..., None, :]), np.float32(np.nan), np.float32(0))
-    return np.where(odd == 0, out, odd)
+    if any(not np.isfinite(table[q.codes]).all() for table, q in zip(tables, (a, b), strict=True) if not np.isfinite(table).all()):
+        a_codes = np.broadcast_to(a.codes, (*batch, *a.shape[-2:]))
+        b_codes = np.broadcast_to(b.codes, (*batch, *b.shape[-2:])).swapaxes(-1, -2)
+        for z in np.ndindex(*batch):
+            put_specials(out[z], a_codes[z], tables[0], b_codes[z], tables[1], None)
+    if np.isnan(a.scale).any() or np.isnan(b.scale).any():
+        for start, _ in segments.bounds:
+            left, right = segments.scales(start)
+            out[np.isnan(left)[..., :, None] | np.isnan(right)[..., None, :]] = np.nan
 
 
-_Band = tuple[_Doubles, int]
+_Band = tuple[Doubles, int]
 """float64 (256,), the values of the codes in the band and zero for all others; and its largest magnitude, in units."""
 
 

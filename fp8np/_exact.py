@@ -26,7 +26,7 @@ from fp8np.kernels._arrays import Doubles
 from fp8np.kernels._table import select
 from fp8np.tensor import Codes, Floats
 
-__all__ = ["exact_product"]
+__all__ = ["exact_product", "put_specials"]
 
 Used = npt.NDArray[np.bool_]
 """bool (256,): which codes occur."""
@@ -69,13 +69,19 @@ def exact_product(a: Codes, a_format: FloatFormat, b: Codes, b_format: FloatForm
         for z in range(Z):
             az = a[z if len(a) > 1 else 0]
             bz = b[z if len(b) > 1 else 0]
-            for m in range(0, M, SIDE):
-                for n in range(0, N, SIDE):
-                    block = np.s_[m : m + SIDE, n : n + SIDE]
-                    begin = None if init is None else init[z][block]
-                    odd = _special(az[m : m + SIDE], a_values, bz[n : n + SIDE], b_values, begin)
-                    np.copyto(out[z][block], odd, where=odd != 0, casting="same_kind")
+            put_specials(out[z], az, a_values, bz, b_values, None if init is None else init[z])
     return out
+
+
+def put_specials(out: Floats, a: Codes, a_values: Floats, b: Codes, b_values: Floats, init: Floats | None) -> None:
+    """Writes NaN and infinity to out f32 (M, N) where the sum of init (M, N) and the products of a (M, K) and b (N, K) is one."""
+    M, N = out.shape
+    for m in range(0, M, SIDE):
+        for n in range(0, N, SIDE):
+            block = np.s_[m : m + SIDE, n : n + SIDE]
+            begin = None if init is None else init[block]
+            odd = _special(a[m : m + SIDE], a_values, b[n : n + SIDE], b_values, begin)
+            np.copyto(out[block], odd, where=odd != 0, casting="same_kind")
 
 
 def _tables(bands: list[Band]) -> Doubles:

@@ -26,6 +26,8 @@ __all__ = [
     "check_scale",
     "convolve",
     "float32_of",
+    "matrices",
+    "one_nan",
     "pads_of",
     "pair_of",
     "product",
@@ -68,9 +70,30 @@ def check_scale(name: str, key: str, operand: QTensor, axes: tuple[int, ...], al
         )
 
 
+def matrices(name: str, a: QTensor, b: QTensor) -> tuple[QTensor, QTensor, tuple[int, ...], tuple[int, ...]]:
+    """The operands of `matmul` as a (..., M, K) and b (..., K, N), their common batch axes, and the shape of the result."""
+    if a.ndim == 0 or b.ndim == 0:
+        raise ShapeError(f"{name}: expected at least one axis, got a {a.shape} and b {b.shape}; multiply scalars as numbers")
+    left = a.expand_dims(0) if a.ndim == 1 else a
+    right = b.expand_dims(1) if b.ndim == 1 else b
+    if left.shape[-1] != right.shape[-2]:
+        raise ShapeError(f"{name}: expected a (..., M, K) and b (..., K, N), got a {a.shape} and b {b.shape}: the K differ")
+    try:
+        batch = np.broadcast_shapes(left.shape[:-2], right.shape[:-2])
+    except ValueError:
+        raise ShapeError(f"{name}: the batch axes of a {a.shape} and b {b.shape} do not broadcast") from None
+    for key, operand, axis, allowed in (("a", left, -1, "axis=-2 (M) or block="), ("b", right, -2, "axis=-1 (N) or block=")):
+        if operand.block is None:
+            check_scale(name, key, operand, (axis,), allowed)
+    return left, right, batch, (*batch, *(left.shape[-2:-1] if a.ndim > 1 else ()), *(right.shape[-1:] if b.ndim > 1 else ()))
+
+
 def float32_of(name: str, key: str, array: npt.ArrayLike, shape: tuple[int, ...]) -> Floats:
     """An optional float32 argument, broadcast to `shape`."""
-    values = np.asarray(array)
+    try:
+        values = np.asarray(array)
+    except ValueError:
+        raise DTypeError(f"{name}: expected an array of float32 for {key}, got a ragged list") from None
     if values.dtype != np.float32:
         raise DTypeError(f"{name}: expected float32 for {key}, got {values.dtype}; convert it with np.float32 or .astype")
     try:
@@ -84,6 +107,14 @@ def scaled(out: Floats, *scales: Floats) -> Floats:
     with np.errstate(over="ignore", under="ignore", invalid="ignore"):
         for scale in scales:
             out *= scale
+    return out
+
+
+def one_nan(out: Floats, how: Accumulator) -> Floats:
+    """Makes every NaN of `out`, in place, the accumulator's: CPUs differ in the sign of those that they make."""
+    nan = np.isnan(out)
+    if nan.any():
+        out[nan] = np.uint32(how.nan_code).view(np.float32)
     return out
 
 
@@ -108,16 +139,16 @@ def product(a: QTensor, b: QTensor, batch: tuple[int, ...], how: Accumulator, in
 def _sums(a: Codes, a_format: FloatFormat, b: Codes, b_format: FloatFormat, how: Accumulator, init: Floats | None) -> Floats:
     """f32 (Z, M, N): init and a (Z|1, M, K) @ b (Z|1, N, K)^T, summed as `how` says."""
     if how.kind == "exact":
-        return exact_product(a, a_format, b, b_format, init)
+        return one_nan(exact_product(a, a_format, b, b_format, init), how)
     Z = max(len(a), len(b)) if len(a) and len(b) else 0
     out = np.zeros((Z, a.shape[1], b.shape[1]), np.float32) if init is None else np.array(init, order="C")
     if how.kind == "aligned":
         aligned_product(a, a_format, b, b_format, how, out)
-        return out
+        return out if a.shape[-1] else one_nan(out, how)  # without a step, what it started from
     gemm = select("gemm" if how.kind == "fp32" else "gemm_sequential", a_format, b_format)
     tables = decode_table(a_format), decode_table(b_format)
     gemm(np.ascontiguousarray(a), tables[0], np.ascontiguousarray(b), tables[1], _ONE, _ONE, _NO_BIAS, out)
-    return out
+    return one_nan(out, how)
 
 
 def _batched(codes: Codes, batch: tuple[int, ...]) -> Codes:
@@ -146,9 +177,9 @@ def pair_of(name: str, key: str, value: Any, least: int = 1) -> Pair:
 
 def pads_of(name: str, padding: Any, kernel: Pair, stride: Pair, dilation: Pair) -> Pads:
     """Zeros before and after each axis, from any of the ways to say so."""
-    if padding == "valid":
+    if isinstance(padding, str) and padding == "valid":
         return (0, 0), (0, 0)
-    if padding == "same":
+    if isinstance(padding, str) and padding == "same":
         if stride != (1, 1):
             raise ShapeError(f"{name}: padding='same' needs stride 1, got {stride}")
         totals = [d * (k - 1) for d, k in zip(dilation, kernel, strict=True)]
@@ -206,6 +237,7 @@ def convolve(
             _NO_BIAS,
             out,
         )
+        one_nan(out, how)
     with np.errstate(over="ignore", under="ignore"):
         scale = x.scale.reshape(-1, 1, 1, 1) * w.scale.reshape(1, -1, 1, 1)
     scaled(out, scale)
@@ -239,6 +271,7 @@ def transposed(
         raise ShapeError(
             f"{name}: expected x (B, C, H, W) and w (C, O/G, kh, kw), G = {groups} dividing C; got x {x.shape} and w {w.shape}"
         )
+    check_scale(name, "x", x, (1, 2, 3), "axis=0 (samples)")
     check_scale(name, "w", w, (0, 2, 3), "axis=1 (output channels)")
     codes = w.codes.reshape(groups, C // groups, per_group, kh, kw).swapaxes(1, 2)[..., ::-1, ::-1]
     scale = w.scale if w.scale.size == 1 else np.tile(w.scale.reshape(-1), groups).reshape(-1, 1, 1, 1)

@@ -42,8 +42,12 @@ def exact_floats(what: str, x: Any, source: str | None = None) -> npt.NDArray[An
     if dtype.name.startswith(("float", "bfloat", "int", "uint")):
         with np.errstate(invalid="ignore"):  # a signalling NaN
             return array.astype(np.float32, order="C")
-    got = f"Python objects ({type(x).__name__})" if dtype.kind == "O" else f"an array of {dtype}"
-    raise DTypeError(f"{what}: expected real numbers, got {got}")
+    if dtype.kind == "O":
+        raise DTypeError(
+            f"{what}: expected real numbers, got Python objects ({type(x).__name__}): integers of more than 64 bits, fractions or "
+            "others; fp8np.reference.encode takes an int or a Fraction, one at a time"
+        )
+    raise DTypeError(f"{what}: expected real numbers, got an array of {dtype}")
 
 
 def _array(what: str, x: Any) -> npt.NDArray[Any]:

@@ -25,6 +25,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
+from numbers import Integral
 from types import MappingProxyType
 from typing import Any
 
@@ -49,7 +50,7 @@ class Accumulator:
         name: how errors and reports call it.
         kind: ``"fp32"`` (float32, k ascending on the CPUs measured; products may be fused), ``"exact"`` (the exact sum, rounded
             once), ``"sequential"`` (float32, k ascending, product and sum rounded one after the other) or ``"aligned"``. All
-            fields below but the last two are for ``"aligned"`` alone.
+            fields below but the last two are for ``"aligned"`` alone; the others give 0x7FC00000 for NaN.
         group: products summed in a step.
         order: the order in which products are taken, as a permutation of so many numbers, repeated along K; K is filled up with
             zeros to a whole number of them. Empty: as they come.
@@ -101,12 +102,14 @@ class Accumulator:
         for key, known in (("kind", KINDS), ("alignment", ALIGNMENTS), ("addend", ADDENDS), ("output_rounding", ROUNDINGS)):
             if getattr(self, key) not in known:
                 raise PolicyError(f"{self}: unknown {key} {getattr(self, key)!r}; known: {', '.join(known)}")
-        if self.nan_code >> 32 or self.nan_code & 0x7FFFFFFF <= 0x7F800000:
-            raise PolicyError(f"{self}: expected the 32 bits of a float32 NaN for nan_code, got {self.nan_code:#x}")
+        if not _whole(self.nan_code) or self.nan_code >> 32 or self.nan_code & 0x7FFFFFFF <= 0x7F800000:
+            raise PolicyError(f"{self}: expected the 32 bits of a float32 NaN for nan_code, got {self.nan_code!r}")
         if self.kind == "aligned":
             self._check_aligned()
-        elif self.promote_every is not None:
-            raise PolicyError(f"{self}: only aligned accumulators take promote_every; {self.kind} sums have no group of products")
+            return
+        for field in dataclasses.fields(self):
+            if field.name not in ("name", "kind", "source", "verified") and getattr(self, field.name) != field.default:
+                raise PolicyError(f"{self}: only aligned accumulators take {field.name}; {self.kind} sums have no group of products")
 
     def _check_aligned(self) -> None:
         if not _whole(self.group) or not 1 <= self.group <= 4096:
@@ -130,6 +133,8 @@ class Accumulator:
             raise PolicyError(f"{self}: exact groups (fraction_bits=None) round to float32: expected 23 output_fraction_bits")
         if self.operand_exponent is not None and (not _whole(self.operand_exponent) or not -127 <= self.operand_exponent <= 0):
             raise PolicyError(f"{self}: expected operand_exponent to be None or -127 to 0, got {self.operand_exponent!r}")
+        if not isinstance(self.order, tuple) or not all(map(_whole, self.order)):
+            raise PolicyError(f"{self}: expected order to be a tuple of whole numbers, got {self.order!r}")
         size, every = len(self.order), self.promote_every
         if sorted(self.order) != list(range(size)) or size % self.group:
             raise PolicyError(f"{self}: expected order to be a permutation of a multiple of {self.group} numbers, got {self.order}")
@@ -139,11 +144,11 @@ class Accumulator:
             raise PolicyError(f"{self}: expected promote_every to be a multiple of the {size} products of its order, got {every}")
 
     def __str__(self) -> str:
-        return self.name
+        return str(self.name)
 
 
 def _whole(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
+    return isinstance(value, Integral) and not isinstance(value, bool)
 
 
 _MMA_SIM = "Xie et al., arXiv 2511.10909, and their model, github.com/microsoft/MMA-Sim"

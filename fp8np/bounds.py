@@ -29,10 +29,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from fp8np._products import check_operands, check_scale, float32_of
+from fp8np._products import check_operands, float32_of, matrices
 from fp8np.accumulators import Accumulator, resolve_accumulate
 from fp8np.codec import decode_table
-from fp8np.errors import PolicyError, ShapeError
+from fp8np.errors import PolicyError
 from fp8np.formats import FloatFormat
 from fp8np.kernels._arrays import Doubles
 from fp8np.tensor import QTensor
@@ -88,18 +88,8 @@ def error_bound(
     name = "error_bound"
     how = resolve_accumulate(name, accumulate, promote_every)
     check_operands(name, a=a, b=b)
-    if a.ndim == 0 or b.ndim == 0:
-        raise ShapeError(f"{name}: expected at least one axis, got a {a.shape} and b {b.shape}")
-    left = a.expand_dims(0) if a.ndim == 1 else a
-    right = b.expand_dims(1) if b.ndim == 1 else b
-    if left.shape[-1] != right.shape[-2]:
-        raise ShapeError(f"{name}: expected a (..., M, K) and b (..., K, N), got a {a.shape} and b {b.shape}: the K differ")
-    try:
-        batch = np.broadcast_shapes(left.shape[:-2], right.shape[:-2])
-    except ValueError:
-        raise ShapeError(f"{name}: the batch axes of a {a.shape} and b {b.shape} do not broadcast") from None
+    left, right, batch, shape = matrices(name, a, b)
     full = (*batch, left.shape[-2], right.shape[-1])
-    shape = (*batch, *([full[-2]] if a.ndim > 1 else []), *([full[-1]] if b.ndim > 1 else []))
     start = None if init is None else float32_of(name, "init", init, shape).reshape(full).astype(np.float64)
     with np.errstate(all="ignore"):
         if a.block is not None or b.block is not None:
@@ -107,8 +97,6 @@ def error_bound(
                 raise PolicyError(f"{name}: init has no place in a product of scaled blocks; add it afterwards")
             total = _scaled_blocks(left, right, how)
         else:
-            check_scale(name, "a", left, (-1,), "axis=-2 (M)")
-            check_scale(name, "b", right, (-2,), "axis=-1 (N)")
             total = _scaled(_sum(_operands(left, right, how), how, start), left, right)
         bound = np.where(total.largest() * _MARGIN < 2.0**128 * (1 - _U), total.error * _MARGIN, np.inf)
         bound = np.where(np.isfinite(total.value), bound, np.nan)

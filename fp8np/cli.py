@@ -3,38 +3,24 @@
 from __future__ import annotations
 
 import json
-import sys
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TextIO, cast
+from typing import Any, TextIO
 
 import click
 
 import fp8np
+from fp8np._terminal import Target, console, progress, writing
 from fp8np.cli_explain import explain
 from fp8np.cli_verify import verify
 from fp8np.errors import Fp8npError, MissingDependencyError
 
-if TYPE_CHECKING:
-    from rich.console import Console
-
 __all__ = ["main"]
 
 
-class _Target(click.Path):
-    """A file to be written: its folder must be there, so that hours of calibration are not lost at the end."""
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        path = cast(Path, super().convert(value, param, ctx))
-        if not path.resolve().parent.is_dir():
-            self.fail(f"There is no folder '{path.parent}'.", param, ctx)
-        return path
-
-
 _SOURCE_FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
-_TARGET = _Target(dir_okay=False, writable=True, path_type=Path)
+_TARGET = Target()
 
 
 class _Group(click.Group):
@@ -168,16 +154,16 @@ def convert(source: str, output: Path, report_file: Path | None, **options: Any)
         dynamic=_dynamic_axes(options["dynamic_axes"]),
         pooling=options["pooling"],
     )
-    with _progress() as progress:
-        result = quantize_model(graph, recipe, options["calibration"], samples=options["samples"], progress=progress)
-    with _writing(output):
+    with progress() as told:
+        result = quantize_model(graph, recipe, options["calibration"], samples=options["samples"], progress=told)
+    with writing(output):
         save(result.graph, output)
-    console = _console()
-    console.print(result.report.table())
+    out = console()
+    out.print(result.report.table())
     if report_file is not None:
-        with _writing(report_file), replacing(report_file) as temporary:
+        with writing(report_file), replacing(report_file) as temporary:
             temporary.write_text(json.dumps(result.report.as_dict(), indent=1) + "\n", encoding="utf-8")
-    console.print(f"wrote {output} ({output.stat().st_size:,} bytes)" + (f" and {report_file}" if report_file else ""))
+    out.print(f"wrote {output} ({output.stat().st_size:,} bytes)" + (f" and {report_file}" if report_file else ""))
 
 
 @main.command()
@@ -204,7 +190,7 @@ def run(model: Path, inputs: Path, output: Path | None, threads: int | None, as_
     outputs = dict(named_leaves(loaded.run(arrays, threads=threads)))
     seconds = time.perf_counter() - start
     if output is not None:
-        with _writing(output):
+        with writing(output):
             write_arrays(output, outputs)
     facts = {
         name: {"shape": list(a.shape), "dtype": a.dtype.name, "min": _bound(a, "min"), "max": _bound(a, "max")}
@@ -232,10 +218,10 @@ def inspect(model: Path, show_graph: bool, as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps(facts))
         return
-    console = _console()
+    out = console()
     if show_graph:
-        console.print(str(graph), markup=False, highlight=False, soft_wrap=True)
-    console.print(described_table(facts))
+        out.print(str(graph), markup=False, highlight=False, soft_wrap=True)
+    out.print(described_table(facts))
 
 
 @main.command()
@@ -267,7 +253,7 @@ def evaluate(model: Path, data: str, metric: str, reference: Path | None, output
     from fp8np.evaluate import evaluate as measure
     from fp8np.metrics import plain
 
-    with _progress() as progress:
+    with progress() as told:
         result = measure(
             fp8np.load(model),
             data,
@@ -275,7 +261,7 @@ def evaluate(model: Path, data: str, metric: str, reference: Path | None, output
             reference=None if reference is None else fp8np.load(reference),
             output=output,
             threads=threads,
-            progress=progress,
+            progress=told,
         )
     if as_json:
         click.echo(json.dumps({"metric": metric, "value": plain(result.value), "samples": result.samples}))
@@ -304,36 +290,3 @@ def _dynamic_axes(texts: Sequence[str]) -> dict[str, dict[int, str]] | None:
 
 def _bound(array: Any, which: str) -> float | None:
     return float(getattr(array, which)()) if array.size else None
-
-
-@contextmanager
-def _writing(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise click.ClickException(f"{path} was not written: {error.strerror or error}") from error
-
-
-def _console() -> Console:
-    from rich.console import Console
-
-    # A pipe has no width: tables there are as wide as they need to be, so that no number is cut.
-    return Console(width=None if sys.stdout.isatty() else 160)
-
-
-@contextmanager
-def _progress() -> Iterator[Any]:
-    """Gives a callback (what, done, total) that draws a bar on standard error, where that is a terminal."""
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=Console(stderr=True), disable=not sys.stderr.isatty()) as bars:
-        tasks: dict[str, Any] = {}
-
-        def update(what: str, done: int, total: int | None) -> None:
-            if what not in tasks:
-                tasks[what] = bars.add_task(what, total=total)
-            bars.update(tasks[what], completed=done, total=total)
-
-        yield update

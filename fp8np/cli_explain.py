@@ -5,7 +5,6 @@ from __future__ import annotations
 import fnmatch
 import json
 import re
-import sys
 from collections.abc import Iterable, Sequence
 from fractions import Fraction
 from typing import TYPE_CHECKING, Any
@@ -14,7 +13,8 @@ import click
 
 from fp8np import explain as law
 from fp8np._numbers import Number, approximately, as_number, is_finite, parse_number, show
-from fp8np.errors import FormatError, InputError
+from fp8np._terminal import console
+from fp8np.errors import FormatError, Fp8npError
 from fp8np.formats import FORMATS, FloatFormat, get_format
 from fp8np.reference import decode
 
@@ -23,9 +23,10 @@ if TYPE_CHECKING:
     from rich.table import Table
     from rich.text import Text
 
-__all__ = ["explain", "select_formats"]
+__all__ = ["explain", "formats_of", "select_formats"]
 
 _COLOURS = ("red", "green", "blue")
+_WIDEST = 1000
 
 
 @click.command(context_settings={"ignore_unknown_options": True})
@@ -54,26 +55,34 @@ def explain(number: str | None, formats: tuple[str, ...], code: str | None, as_j
         raise click.UsageError("Give a number, or --code with --format.")
     if code is not None and not formats:
         raise click.UsageError("--code needs --format: the same bits mean different numbers.")
-    chosen = select_formats(formats)
+    chosen = formats_of(formats)
     try:
         if code is not None:
             explanations = [law.explain_code(_code(code), fmt) for fmt in chosen]
         else:
             value = parse_number(str(number))
             explanations = [law.explain(value, fmt) for fmt in chosen]
-    except InputError as error:
-        raise click.BadParameter(str(error), param_hint="NUMBER") from error
+    except Fp8npError as error:
+        raise click.BadParameter(str(error), param_hint="NUMBER" if code is None else "--code") from error
     if as_json:
         click.echo(json.dumps([explanation.as_dict() for explanation in explanations]))
         return
-    console = _console()
+    out = console()
     if number is not None:
-        console.print(_heading(number), markup=False, highlight=False)
+        out.print(_heading(number), markup=False, highlight=False)
     if len(explanations) == 1:
-        _print_one(console, explanations[0])
+        _print_one(out, explanations[0])
     else:
-        console.print(_overview(explanations))
-        _print_differences(console, explanations)
+        _print_overview(out, explanations)
+        _print_differences(out, explanations)
+
+
+def formats_of(options: Sequence[str]) -> tuple[FloatFormat, ...]:
+    """`select_formats` of what ``--format`` was given; an unknown name is wrong usage."""
+    try:
+        return select_formats(options)
+    except FormatError as error:
+        raise click.BadParameter(str(error), param_hint="--format") from error
 
 
 def select_formats(names: Iterable[str] = ()) -> tuple[FloatFormat, ...]:
@@ -132,13 +141,6 @@ def _heading(text: str) -> str:
     return ", ".join(parts)
 
 
-def _console() -> Console:
-    from rich.console import Console
-
-    # A pipe has no width: tables there are as wide as they need to be, so that no number is cut.
-    return Console(width=None if sys.stdout.isatty() else 160)
-
-
 def _bits(fmt: FloatFormat, code: int) -> Text:
     from rich.text import Text
 
@@ -173,15 +175,25 @@ def _shown(x: Number) -> str:
     return show(x)
 
 
-def _overview(explanations: Sequence[law.Explanation]) -> Table:
+def _print_overview(out: Console, explanations: Sequence[law.Explanation]) -> None:
+    table = _overview(explanations)
+    narrow = out.measure(table, options=out.options.update(max_width=_WIDEST)).maximum > out.width
+    out.print(_overview(explanations, neighbours=False) if narrow else table)
+    if narrow:
+        out.print("\nThe neighbours need a wider terminal, or one format.", markup=False, highlight=False)
+
+
+def _overview(explanations: Sequence[law.Explanation], *, neighbours: bool = True) -> Table:
     from rich.table import Table
 
     table = Table(box=None, pad_edge=False, header_style="bold")
-    for title in ("format", "bits", "hex", "value", "below", "above", "rel. error", "ulp", ""):
-        table.add_column(title, justify="left" if title in ("format", "bits", "") else "right", no_wrap=True)
+    near = ("below", "above") if neighbours else ()
+    for title in ("format", "bits", "hex", "value", *near, "rel. error", "ulp", ""):
+        # Only the remark is broken into lines; of what is cut off a reader would see half a number.
+        table.add_column(title, justify="left" if title in ("format", "bits", "") else "right", no_wrap=bool(title), overflow="fold")
     for e in explanations:
         row: list[Any] = [e.format.name, _bits(e.format, e.code), _hex(e.code), _shown(e.value)]
-        row += ["" if near is None else _shown(near.value) for near in (e.below, e.above)]
+        row += ["" if end is None else _shown(end.value) for end in ((e.below, e.above) if neighbours else ())]
         table.add_row(*row, _percent(e.relative), _ulps(e.ulps), _remark(e))
     return table
 
@@ -192,7 +204,7 @@ def _remark(e: law.Explanation) -> str:
     return ", ".join(part for part in (kind, "" if plain else e.note) if part)
 
 
-def _print_one(console: Console, e: law.Explanation) -> None:
+def _print_one(out: Console, e: law.Explanation) -> None:
     from rich.table import Table
 
     table = Table(box=None, show_header=False, pad_edge=False)
@@ -209,8 +221,8 @@ def _print_one(console: Console, e: law.Explanation) -> None:
         relative = "" if e.relative is None else f", {_percent(e.relative)}"
         table.add_row("error", f"{approximately(e.error)}{relative}, {_ulps(e.ulps)} ulp")
     table.add_row("", e.note)
-    console.print(table)
-    _print_differences(console, [e])
+    out.print(table)
+    _print_differences(out, [e])
 
 
 def _formula(e: law.Explanation) -> str:
@@ -225,7 +237,7 @@ def _formula(e: law.Explanation) -> str:
     return f"= {sign}2^{exponent} * {hidden}{fraction}b  ({e.kind})"
 
 
-def _print_differences(console: Console, explanations: Sequence[law.Explanation]) -> None:
+def _print_differences(out: Console, explanations: Sequence[law.Explanation]) -> None:
     from rich.table import Table
 
     several = len(explanations) > 1
@@ -240,13 +252,13 @@ def _print_differences(console: Console, explanations: Sequence[law.Explanation]
             lead = [e.format.name if index == 0 else ""] if several else []
             table.add_row(*lead, _results(e.format, outcome), ", ".join(outcome.presets), outcome.why)
     if table.row_count:
-        console.print()
-        console.print(table, highlight=False)
+        out.print()
+        out.print(table, highlight=False)
     random = sorted({name for e in explanations for o in e.outcomes if len(o.codes) > 1 for name in o.presets})
     if several and random:
-        console.print(f"\nNot shown, since their random bits decide: {', '.join(random)}", markup=False, highlight=False)
+        out.print(f"\nNot shown, since their random bits decide: {', '.join(random)}", markup=False, highlight=False)
     if not several and explanations[0].agreed:
-        console.print(f"\nAll agree: {', '.join(explanations[0].outcomes[0].presets)}", markup=False, highlight=False)
+        out.print(f"\nAll agree: {', '.join(explanations[0].outcomes[0].presets)}", markup=False, highlight=False)
 
 
 def _results(fmt: FloatFormat, outcome: law.Outcome) -> str:

@@ -8,14 +8,25 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from fp8np._terminal import Target, console, progress, writing
+from fp8np.cli_explain import formats_of
+from fp8np.errors import InputError
 from fp8np.formats import FloatFormat
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from fp8np.verify import Report
+    from fp8np.verify.implementation import Checked
 
 __all__ = ["verify"]
 
-_TARGET = click.Path(dir_okay=False, writable=True, path_type=Path)
+# `fp8np.verify.SUITES`, which would take a second to import; a test compares them.
+_SUITES = ("decode", "16 bit", "float32", "float64", "stochastic", "digest", "gemm", "conv")
+# In a file every line of a report is one line, however long: it can be searched.
+_FILE_WIDTH = 10_000
+
+_TARGET = Target()
 _FOLDER = click.Path(file_okay=False, writable=True, path_type=Path)
 
 
@@ -29,9 +40,10 @@ _FOLDER = click.Path(file_okay=False, writable=True, path_type=Path)
 @click.option(
     "--suite",
     "suites",
+    type=click.Choice(_SUITES),
     multiple=True,
     metavar="NAME",
-    help="A check: decode, '16 bit', float32, float64, digest, gemm, conv; may be repeated.",
+    help=f"A check: {', '.join(repr(name) if ' ' in name else name for name in _SUITES)}; may be repeated.",
 )
 @click.option(
     "--exhaustive", is_flag=True, help="All 2^32 float32 numbers of every format and preset, instead. Takes minutes; may be interrupted."
@@ -65,77 +77,81 @@ def verify(
     fp8np verify --exhaustive
     fp8np verify --export-vectors vectors/
 
-    Exit code 1 if anything differs without a documented reason.
+    Exit codes: 0 nothing differs without a documented reason; 1 something does, or nothing was checked; 2 wrong usage.
     """
-    for path in (json_file, html_file):
-        if path is not None and not path.resolve().parent.is_dir():
-            raise click.BadParameter(f"There is no folder '{path.parent}'.")
     if exhaustive and suites:
         raise click.UsageError("--suite is for the checks that take seconds: leave it out with --exhaustive.")
     if state is not None and not exhaustive:
         raise click.UsageError("--state goes with --exhaustive.")
-    if export is not None and (exhaustive or suites or implementation or json_file or html_file):
-        raise click.UsageError("--export-vectors checks nothing: only --format goes with it.")
-    from fp8np.cli import _console, _progress
+    if export is not None and (exhaustive or suites or implementation or json_file or html_file or every_row):
+        raise click.UsageError("--export-vectors checks nothing: only --format and --threads go with it.")
     from fp8np.kernels._threads import threads as using
 
-    chosen = _chosen(formats)
-    console = _console()
+    chosen = formats_of(formats) if formats else None
+    out = console(_FILE_WIDTH)
     with using(threads):
         if export is not None:
-            with _progress() as progress:
-                written = _export(export, chosen, progress)
-            console.print(written, markup=False, highlight=False)
+            with progress() as told:
+                written = _export(export, chosen, told)
+            out.print(written, markup=False, highlight=False)
             return
-        with _progress() as progress:
+        under_test = _implementation(implementation)
+        with progress() as told:
             if exhaustive:
-                report = _exhaustive(implementation, chosen, state, progress)
+                report = _exhaustive(under_test, chosen, state, told)
             else:
                 from fp8np.verify import verify as check
 
-                report = check(implementation, formats=chosen, suites=suites or None, progress=progress)
-    _print(report, console, every_row=every_row)
+                report = check(under_test, formats=chosen, suites=suites or None, progress=told)
+    _print(report, out, every_row=every_row)
     _write(report, json_file, html_file)
     if not report.clean:
         sys.exit(1)
 
 
-def _chosen(patterns: tuple[str, ...]) -> tuple[FloatFormat, ...] | None:
-    if not patterns:
-        return None
-    from fp8np.cli_explain import select_formats
-
-    return tuple(select_formats(patterns))
-
-
-def _exhaustive(implementation: str | None, formats: tuple[FloatFormat, ...] | None, state: Path | None, progress: Any) -> Report:
-    from fp8np.verify import Report
-    from fp8np.verify.exhaustive import exhaustive
-    from fp8np.verify.facts import facts
+def _implementation(name: str | None) -> Checked:
     from fp8np.verify.suite import checked
 
-    report = Report(checked(implementation).name, facts())
-    report.rows.extend(exhaustive(implementation, formats, state_dir=state, progress=progress, facts=report.facts))
+    try:
+        return checked(name)
+    except InputError as error:
+        raise click.BadParameter(str(error), param_hint="--implementation") from error
+
+
+def _exhaustive(implementation: Checked, formats: tuple[FloatFormat, ...] | None, state: Path | None, told: Any) -> Report:
+    from fp8np.verify import Report
+    from fp8np.verify.exhaustive import SUITE, exhaustive
+    from fp8np.verify.facts import facts
+
+    report = Report(implementation.name, facts())
+    try:
+        report.rows.extend(exhaustive(implementation, formats, state_dir=state, progress=told, facts=report.facts))
+    except KeyboardInterrupt:
+        kept = report.facts.get(SUITE, {}).get("state")
+        text = f"what is done is kept in {kept}; the same command goes on from there" if kept else "nothing is kept without --state DIR"
+        click.echo(f"Interrupted: {text}.", err=True)
+        raise
     return report
 
 
-def _export(folder: Path, formats: tuple[FloatFormat, ...] | None, progress: Any) -> str:
+def _export(folder: Path, formats: tuple[FloatFormat, ...] | None, told: Any) -> str:
     from fp8np.verify.export import export_vectors
 
-    files = export_vectors(folder, formats, progress=progress)
-    return f"wrote {len(files)} files to {folder} ({sum(file.stat().st_size for file in files):,} bytes)"
+    files = export_vectors(folder, formats, progress=told)
+    return f"wrote {len(files):,} files to {folder} ({sum(file.stat().st_size for file in files):,} bytes)"
 
 
-def _print(report: Report, console: Any, *, every_row: bool) -> None:
+def _print(report: Report, out: Console, *, every_row: bool) -> None:
     from fp8np.verify.table import report_table
 
-    console.print(report_table(report, every_row=every_row), markup=False, highlight=False)
+    out.print(report_table(report, every_row=every_row, width=out.width), markup=False, highlight=False)
 
 
 def _write(report: Report, json_file: Path | None, html_file: Path | None) -> None:
     from fp8np.verify.html import write_html, write_json
 
-    if json_file is not None:
-        write_json(report, json_file)
-    if html_file is not None:
-        write_html(report, html_file)
+    for path, write in ((json_file, write_json), (html_file, write_html)):
+        if path is not None:
+            with writing(path):
+                write(report, path)
+            click.echo(f"wrote {path} ({path.stat().st_size:,} bytes)")

@@ -43,7 +43,7 @@ def encode(
     """The codes of the nearest FP8 values: one exact rounding from any source.
 
     Args:
-        x: float64, float32, float16, bfloat16 (an ml_dtypes array), longdouble, bool, any integers, Python numbers or nested lists;
+        x: float64, float32, float16, bfloat16 (an ml_dtypes array), longdouble, bool, integers of up to 64 bits, or nested lists of them;
             any shape, strides and byte order. Nothing is rounded on the way: float64, longdouble and 64-bit integers neither.
         fmt: the format: a name, a dtype, or a `FloatFormat`.
         overflow: "saturate", "ieee", "propagate" or "ieee_early". None means "saturate", or what the preset says.
@@ -52,7 +52,7 @@ def encode(
         nan: "keep_sign", "all_ones", "positive", ... None means "keep_sign", or what the preset says. See `fp8np.policy` for the three.
         preset: the conversion of another library or standard, by name (`fp8np.policy.PRESETS`), in place of the three above.
         random_bits: for stochastic rounding: uint8, uint16 or uint32, broadcastable to x, all bits of each used; or a
-            `numpy.random.Generator`, from which 16 bits are drawn for each element.
+            `numpy.random.Generator`, from which 16 bits are drawn for each element (8 under AVX10.2's presets, as its instructions take).
         source: "bfloat16" says that x is uint16 and holds the bits of bfloat16 numbers.
         out: uint8 of x's shape, to be written and returned; it may overlap x.
 
@@ -189,7 +189,8 @@ def _checked_random_bits(bits: Any, policy: Policy, shape: tuple[int, ...]) -> t
             "rng.integers(0, 256, x.shape, np.uint8)"
         )
     if isinstance(bits, np.random.Generator):
-        bits = bits.integers(0, 1 << 16, shape, np.uint16)
+        kind = np.uint16 if policy.via is None else np.uint8
+        bits = bits.integers(0, np.iinfo(kind).max, shape, kind, endpoint=True)
     array = np.asarray(bits)
     if array.dtype.kind != "u" or array.dtype.itemsize > 4:
         raise DTypeError(f"encode: expected random_bits of uint8, uint16 or uint32, got {array.dtype}")

@@ -298,6 +298,8 @@ def _by_name(name: str) -> FloatFormat:
     short = {_PREFIX.sub("", f): f for f in FORMATS}
     close = [short[s] for s in difflib.get_close_matches(_PREFIX.sub("", lowered), short, n=3)]
     hint = f"; did you mean {' or '.join(close)}?" if close else f"; known: {', '.join(FORMATS)}"
+    if lowered.startswith("mx"):
+        hint = f"; MX formats are formats with scales: quantize(x, {lowered!r})"
     raise FormatError(f"unknown format {name!r}{hint}")
 
 

@@ -37,6 +37,7 @@ from fp8np._products import (
     check_scale,
     convolve,
     float32_of,
+    matrices,
     pads_of,
     pair_of,
     product,
@@ -85,23 +86,10 @@ def matmul(
     """
     how = resolve_accumulate("matmul", accumulate, promote_every)
     check_operands("matmul", a=a, b=b)
+    left, right, batch, shape = matrices("matmul", a, b)
     if a.block is not None or b.block is not None:
-        return _in_blocks("matmul", a, b, how, init)
-    if a.ndim == 0 or b.ndim == 0:
-        raise ShapeError(f"matmul: expected at least one axis, got a {a.shape} and b {b.shape}; multiply scalars as numbers")
-    left = a.expand_dims(0) if a.ndim == 1 else a
-    right = b.expand_dims(1) if b.ndim == 1 else b
-    (M, K), N = left.shape[-2:], right.shape[-1]
-    if right.shape[-2] != K:
-        raise ShapeError(f"matmul: expected a (..., M, K) and b (..., K, N), got a {a.shape} and b {b.shape}: the K differ")
-    check_scale("matmul", "a", left, (-1,), "axis=-2 (M)")
-    check_scale("matmul", "b", right, (-2,), "axis=-1 (N)")
-    try:
-        batch = np.broadcast_shapes(left.shape[:-2], right.shape[:-2])
-    except ValueError:
-        raise ShapeError(f"matmul: the batch axes of a {a.shape} and b {b.shape} do not broadcast") from None
-    shape = (*batch, *([M] if a.ndim > 1 else []), *([N] if b.ndim > 1 else []))
-    start = None if init is None else float32_of("matmul", "init", init, shape).reshape(*batch, M, N)
+        return _in_blocks("matmul", left, right, batch, how, init).reshape(shape)
+    start = None if init is None else float32_of("matmul", "init", init, shape).reshape(*batch, left.shape[-2], right.shape[-1])
     return scaled(product(left, right, batch, how, start), left.scale, right.scale).reshape(shape)
 
 
@@ -144,11 +132,13 @@ def linear(
     if x.ndim == 0 or x.shape[-1] != K:
         raise ShapeError(f"{name}: expected x (..., K) and w (N, K), got x {x.shape} and w {w.shape}: the K differ")
     shift = None if bias is None else float32_of(name, "bias", bias, (N,))
-    if x.block is not None or w.block is not None:
-        return _plus(_in_blocks(name, x, w.T, how, init), shift)
-    check_scale(name, "x", x, (-1,), "an axis other than the last")
-    check_scale(name, "w", w, (-1,), "axis=0 (N)")
     shape = (*x.shape[:-1], N)
+    for key, operand, allowed in (("x", x, "an axis other than the last, or block="), ("w", w, "axis=0 (N) or block=")):
+        if operand.block is None:
+            check_scale(name, key, operand, (-1,), allowed)
+    if x.block is not None or w.block is not None:
+        left, right, batch, _ = matrices(name, x, w.T)
+        return _plus(_in_blocks(name, left, right, batch, how, init).reshape(shape), shift)
     rows = math.prod(shape[:-1])
     start = None if init is None else float32_of(name, "init", init, shape).reshape(rows, N)
     flat = QTensor(x.codes.reshape(rows, K), x.format)
@@ -164,13 +154,13 @@ def _plus(out: Floats, bias: Floats | None) -> Floats:
     return out
 
 
-def _in_blocks(name: str, a: QTensor, b: QTensor, how: Accumulator, init: npt.ArrayLike | None) -> Floats:
-    """The product of operands of which at least one is scaled in blocks."""
+def _in_blocks(name: str, a: QTensor, b: QTensor, batch: tuple[int, ...], how: Accumulator, init: npt.ArrayLike | None) -> Floats:
+    """The product of matrices of which at least one is scaled in blocks."""
     from fp8np._blocks import block_matmul
 
     if init is not None:
         raise PolicyError(f"{name}: init is in units of the codes' products, which block scales do not share; add to the result instead")
-    return block_matmul(a, b, how)
+    return block_matmul(a, b, batch, how)
 
 
 def conv2d(

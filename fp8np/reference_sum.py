@@ -50,7 +50,7 @@ def dot(
     44800000
     """
     if not len(a) and how.kind != "exact":  # an exact sum of zero is +0
-        return _bits(init)
+        return _float32_bits(init, how)
     left = [decode(a_format, code) for code in a]
     right = [decode(b_format, code) for code in b]
     if how.kind in ("fp32", "sequential"):

@@ -115,9 +115,9 @@ def quantize(
 
     Without a scale, the largest finite magnitude of x (of each channel, where `axis` is given; of each block) becomes the format's
     largest value; `scale_for` has the details, and the rules for scales that are powers of two. Zeros alone give scale 1. NaN stays
-    NaN and infinity becomes the largest value; neither has a say in the scale. Where `fmt` has no NaN but the scales do (MXFP4 and
-    MXFP6), a block with a NaN gets a NaN scale: all of it is NaN. The division is in float32, in float64 for sources that float32
-    cannot hold.
+    NaN and infinity becomes the largest value; neither has a say in the scale. Where `fmt` has no NaN, it becomes the largest value;
+    but if block scales have one (MXFP4 and MXFP6), a block with a NaN gets a NaN scale: all of it is NaN. The division is in float32, in
+    float64 for sources that float32 cannot hold.
 
     Args:
         x: what `encode` takes.
@@ -148,7 +148,10 @@ def quantize(
     >>> quantize(np.ones((300, 200)), "e4m3fn", block=(128, 128)).scale.shape
     (3, 2)
     """
-    if isinstance(fmt, str) and fmt in MX:
+    if isinstance(fmt, str) and fmt.lower().startswith("mx"):
+        fmt = fmt.lower()
+        if fmt not in MX:
+            raise FormatError(f"quantize: unknown MX format {fmt!r}; known: {', '.join(MX)}")
         if block is not None or scale_format is not None:
             raise PolicyError(f"quantize: {fmt!r} has its own block and scale format; name the element format to choose others")
         fmt, blocks = MX[fmt]

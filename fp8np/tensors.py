@@ -54,9 +54,9 @@ def save_tensors(path: str | os.PathLike[str], tensors: Mapping[str, Any], metad
         metadata: strings of your own.
 
     Raises:
-        DTypeError: a tensor is neither, or an array has an element type that the file cannot hold. FormatError: a format is not in
-        the table of formats. ArtifactError: a name or the metadata cannot be written. OSError: the file cannot be written;
-        what stood at `path` is still there.
+        DTypeError: `tensors` is no mapping, a tensor is neither, or an array has an element type that the file cannot hold.
+        FormatError: a format is not in the table of formats. ArtifactError: a name or the metadata cannot be written. OSError: the
+        file cannot be written; what stood at `path` is still there.
 
     >>> import tempfile
     >>> from fp8np.scaling import quantize
@@ -68,6 +68,8 @@ def save_tensors(path: str | os.PathLike[str], tensors: Mapping[str, Any], metad
              [0., 1.]],
             float4_e2m1fn, shape=(2, 2), scale=float8_e8m0fnu[2, 1] 0.25, block=(1, 32)), {'epoch': '3'})
     """
+    if not isinstance(tensors, Mapping):
+        raise DTypeError(f"save_tensors: expected a dict of tensors by name, got {type(tensors).__name__}")
     given = dict(metadata or {})
     for key, value in given.items():
         if key == KEY or not isinstance(key, str) or not isinstance(value, str):

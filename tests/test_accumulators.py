@@ -295,6 +295,10 @@ def test_wrong_names_are_refused(arguments, message):
         ({"fraction_bits": None, "output_fraction_bits": 13}, "round to float32"),
         ({"nan_code": 0x7F800000}, "32 bits of a float32 NaN"),
         ({"nan_code": -1}, "32 bits of a float32 NaN"),
+        ({"nan_code": 1.5}, "32 bits of a float32 NaN for nan_code, got 1.5"),
+        ({"order": [*range(16)]}, "order to be a tuple of whole numbers"),
+        ({"order": None}, "order to be a tuple of whole numbers, got None"),
+        ({"order": ("a",) * 16}, "order to be a tuple of whole numbers"),
         ({"order": (0, 1)}, "permutation of a multiple of 16 numbers"),
         ({"order": (0,) * 16}, "permutation of a multiple"),
         ({"order": tuple(range(32)), "promote_every": 48}, "multiple of the 32 products of its order, got 48"),
@@ -305,6 +309,49 @@ def test_wrong_names_are_refused(arguments, message):
 def test_contradictions_are_refused(fields, message):
     with pytest.raises(PolicyError, match=f"mine: .*{message}"):
         Accumulator(**{"name": "mine", "kind": "aligned", "group": 16, "fraction_bits": 20, **fields})
+
+
+@pytest.mark.parametrize("kind", ["fp32", "exact", "sequential"])
+@pytest.mark.parametrize("field", [{"group": 4}, {"nan_code": 0x7FFFFFFF}, {"output_rounding": "toward_zero"}, {"promote_every": 4}])
+def test_parameters_of_steps_are_refused_where_there_are_no_steps(kind, field):
+    with pytest.raises(PolicyError, match=f"mine: only aligned accumulators take {next(iter(field))}"):
+        Accumulator("mine", kind, **field)
+
+
+def test_numpy_integers_are_whole_numbers():
+    a = QTensor(np.full((1, 256), 0x39, np.uint8), E4M3)
+    got = matmul(a, a.T, accumulate="hopper", promote_every=np.int64(128))
+    assert_bits(got, matmul(a, a.T, accumulate="hopper", promote_every=128))
+
+
+@pytest.mark.parametrize("how", ACCUMULATORS.values(), ids=str)
+def test_every_nan_is_that_of_the_accumulator(how):
+    # Infinities that meet, an infinity times zero, a NaN of either sign: CPUs make NaNs of different signs of them.
+    inf, zero, one, nan = 0x7C, 0x00, 0x3C, 0x7E
+    rows = [[inf, inf], [inf, one], [nan, one], [nan | 0x80, one], [one, one]]
+    columns = [[one, one | 0x80], [zero, one], [one, one], [one, one], [inf, inf | 0x80]]
+    a, b = QTensor(np.array(rows, np.uint8), E5M2), QTensor(np.array(columns, np.uint8).T, E5M2)
+    for got in (matmul(a, b, accumulate=how), matmul(a, b, accumulate=how, init=np.float32(1)), _blocked(a, b, how)):
+        assert_bits(np.diagonal(got).copy(), np.full(5, how.nan_code, np.uint32).view(np.float32))
+    assert_bits(matmul(a, b, accumulate=how), law(how, a, b))
+    pixels, filters = QTensor(a.codes[:, :, None, None], E5M2), QTensor(b.codes.T[:, :, None, None], E5M2)
+    assert_bits(conv2d(pixels, filters, accumulate=how)[:, :, 0, 0], law(how, a, b))
+
+
+def _blocked(a: QTensor, b: QTensor, how: Accumulator) -> np.ndarray:
+    ones = np.ones((5, 2), np.float32)
+    return matmul(QTensor(a.codes, E5M2, ones, block=(1, 1)), QTensor(b.codes, E5M2, ones.T, block=(1, 1)), accumulate=how)
+
+
+@pytest.mark.parametrize("how", ACCUMULATORS.values(), ids=str)
+def test_a_sum_of_nothing_is_what_it_starts_from(how):
+    nothing = QTensor(np.zeros((1, 0), np.uint8), E4M3)
+    init = np.array([[0xFFC12345]], np.uint32).view(np.float32)
+    got = matmul(nothing, nothing.T, accumulate=how, init=init)
+    assert_bits(got, law(how, nothing, nothing.T, init))
+    assert_bits(got, np.array([[how.nan_code]], np.uint32).view(np.float32))
+    if how.kind != "exact":
+        assert_bits(matmul(nothing, nothing.T, accumulate=how, init=np.float32([[-0.0]])), np.float32([[-0.0]]))
 
 
 def test_every_row_says_where_its_rule_is_from():

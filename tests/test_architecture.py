@@ -71,6 +71,7 @@ LEVELS = {
     "verify": 9,
     "explain": 9,
     "plot": 9,
+    "_terminal": 9,
     "cli_verify": 10,
     "cli_explain": 10,
     "cli": 10,

@@ -109,16 +109,16 @@ START = 8 + int.from_bytes(GOOD[:8], "little")
 
 BAD: dict[str, tuple[bytes, str]] = {
     # The container.
-    "empty": (b"", "not a converted model: expected the length of a header"),
-    "cut in the length": (GOOD[:5], "not a converted model: expected the length of a header"),
+    "empty": (b"", "not a file of fp8np: expected the length of a header"),
+    "cut in the length": (GOOD[:5], "not a file of fp8np: expected the length of a header"),
     "cut in the header": (GOOD[:100], "header: expected .* bytes, the file has 92: truncated"),
     "cut in the data": (GOOD[:-1], "data: expected .* bytes, the file has .*: truncated"),
     "no data": (GOOD[:START], "data: expected .* bytes, the file has 0"),
     "something appended": (GOOD + b"\0", "or with something appended"),
     "a zip": (b"PK\x03\x04" + bytes(1000), "`fp8np convert` makes a model of a checkpoint"),
     "a huge header": ((2**63).to_bytes(8, "little") + GOOD[8:], "got 9223372036854775808"),
-    "a header of 40 MiB": ((40 << 20).to_bytes(8, "little") + b"[" * (40 << 20), "not a converted model: expected the length of a header"),
-    "a header of odd length": (int(START - 8 + 1).to_bytes(8, "little") + GOOD[8:], "not a converted model: expected the length of a header first, a multiple of 8"),
+    "a header of 40 MiB": ((40 << 20).to_bytes(8, "little") + b"[" * (40 << 20), "not a file of fp8np: expected the length of a header"),
+    "a header of odd length": (int(START - 8 + 1).to_bytes(8, "little") + GOOD[8:], "not a file of fp8np: expected the length of a header first, a multiple of 8"),
     "not UTF-8": (join(b"\xff" * 8, b""), "header: not UTF-8 at byte 0"),
     "not JSON": (join(b"{'a': 1}", b""), "header: not JSON"),
     "not an object": (join([1, 2], b""), r"header: expected an object, got \[1, 2\]"),
@@ -129,8 +129,8 @@ BAD: dict[str, tuple[bytes, str]] = {
     "an integer too long": (join(b'{"a": ' + b"9" * 5000 + b"}", b""), "header: not JSON"),
     "a tensor twice": (raw_header(b'"mask":', b'"b":'), "header: the key 'b' occurs twice"),
     "half a character": (join(b'{"\\ud800": 1}', b""), r"header: '\\ud800' is not valid Unicode"),
-    "someone else's": (in_header(lambda h: h.update(__metadata__={"format": "pt"})), "not a converted model .*`fp8np convert` makes one"),
-    "no metadata": (in_header(lambda h: h.pop("__metadata__")), "not a converted model"),
+    "someone else's": (in_header(lambda h: h.update(__metadata__={"format": "pt"})), "not one of fp8np .*`fp8np convert` makes a model"),
+    "no metadata": (in_header(lambda h: h.pop("__metadata__")), "not one of fp8np"),
     "metadata of numbers": (in_header(set_in("__metadata__", "fp8np", 3)), "__metadata__: expected an object of strings"),
     "metadata not an object": (in_header(set_in("__metadata__", [])), "__metadata__: expected an object of strings"),
     "a tensor that is no object": (in_header(set_in("b", 3)), "tensor 'b': expected an object with dtype"),
@@ -280,7 +280,7 @@ def test_a_plain_safetensors_file(path: Path) -> None:
     from safetensors.numpy import save_file
 
     save_file({"w": np.ones((2, 3), np.float16)}, path)
-    with pytest.raises(ArtifactError, match=r"a safetensors file, but not a converted model .*`fp8np convert`"):
+    with pytest.raises(ArtifactError, match=r"a safetensors file, but not one of fp8np .*`fp8np convert`"):
         load_graph(path)
 
 

@@ -395,6 +395,19 @@ def test_the_product_of_two_scales_may_leave_float32(how: str) -> None:
     assert fp8np.matmul(huge, small, accumulate=how).tolist() == [[4 * 448 * 2.0 ** (200 - 127 - 127)]]
 
 
+def test_a_nan_elsewhere_leaves_sums_that_only_their_scales_bring_into_range() -> None:
+    # 32 products of 2^254 are beyond float32; scaled by 2^-200 they are 2^59.
+    f = next(f for f in FORMATS.values() if f.max_exponent == 127 and not f.has_zero)
+    codes = np.full((2, 32), f.max_magnitude, np.uint8)
+    scale = np.full((2, 1), 2.0**-100, np.float32)
+    a = QTensor(codes, f, scale, block=(1, 32))
+    np.testing.assert_array_equal(fp8np.matmul(a, a.T, accumulate="exact"), np.full((2, 2), 2.0**59))
+    codes = codes.copy()
+    codes[1, 0] = next(iter(f.nan_codes))
+    b = QTensor(codes, f, scale, block=(1, 32))
+    np.testing.assert_array_equal(fp8np.matmul(a, b.T, accumulate="exact"), [[2.0**59, np.nan]] * 2)
+
+
 def test_exact_products_of_every_format() -> None:
     rng = np.random.default_rng(2)
     for f in FORMATS.values():

@@ -251,7 +251,7 @@ def test_run_without_output_describes(artifact: Path) -> None:
     [
         (("run", "model.safetensors", "mynet.py"), "mynet.py: expected an .npz or .npy file"),
         (("run", "model.safetensors", "other.npz"), "missing x: float32[B, 4]; unknown y; expected x: float32[B, 4]"),
-        (("run", "data.npz", "data.npz"), "data.npz: not a converted model"),
+        (("run", "data.npz", "data.npz"), "data.npz: not a file of fp8np"),
         (("evaluate", "model.safetensors", "--data", "mydata:broken", "--metric", "accuracy"), "mydata:broken failed at mydata.py:"),
         (("evaluate", "model.safetensors", "--data", "mydata:labelled", "--metric", "mydata:number", "--output", "logits"), "TypeError"),
         (("inspect", "data.npz"), "data.npz"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import math
 from fractions import Fraction
@@ -11,11 +12,12 @@ import pytest
 from click.testing import CliRunner, Result
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from rich.console import Console
 
 from fp8np import codec
 from fp8np._numbers import as_number, is_finite, parse_number, show
+from fp8np.cli_explain import _print_overview, select_formats
 from fp8np.cli_explain import explain as command
-from fp8np.cli_explain import select_formats
 from fp8np.errors import FormatError, InputError
 from fp8np.explain import explain, explain_code, finite_values
 from fp8np.formats import FORMATS, FloatFormat, get_format
@@ -205,6 +207,17 @@ def test_many_formats_side_by_side() -> None:
     assert max(map(len, result.output.splitlines())) <= 160
 
 
+@pytest.mark.parametrize("width", [80, 100, 160])
+def test_no_number_is_cut_off_in_a_narrow_terminal(width: int) -> None:
+    console = Console(width=width, record=True, file=io.StringIO())
+    _print_overview(console, [explain("-0.001", fmt) for fmt in select_formats()])
+    text = console.export_text()
+    assert "…" not in text
+    assert all(f"{fmt.name} " in text for fmt in select_formats())
+    assert ("-0.001220703125" in text) == (width == 160)  # of the neighbours
+    assert ("a wider terminal" in text) == (width < 160)
+
+
 def test_codes_of_several_formats() -> None:
     result = invoke("--code", "0x7f", "--format", "*e4m3*", "--json")
     rows = json.loads(result.output)
@@ -224,6 +237,8 @@ def test_codes_of_several_formats() -> None:
         (("--code", "3"), "needs --format"),
         (("--code", "x", "--format", "e4m3fn"), "expected an integer such as"),
         (("abc",), "expected a number such as"),
+        (("--code", "0x1ff", "--format", "e4m3fn"), "0..0xFF"),
+        (("1", "--format", "e9m9"), "unknown format"),
     ],
 )
 def test_wrong_usage(arguments: tuple[str, ...], message: str) -> None:

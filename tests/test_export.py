@@ -61,7 +61,7 @@ def test_codes(folder: Path, fmt: Any, source: str) -> None:
     words, header = readmemh(folder / f"encode/{fmt}_{source}.hex")
     both = arrays(folder / f"encode/{fmt}_{source}.npz")
     names = json.loads((folder / "index.json").read_text())[f"encode/{fmt}_{source}.hex"]["policies"]
-    assert [line.partition(": ")[2] for line in header if line.startswith("field ")] == names
+    assert [line.partition(": ")[2] for line in header if line.startswith("code_")] == names
     table = np.array([[int(field, 16) for field in word] for word in words], np.uint64)
     np.testing.assert_array_equal(table[:, 0], both["inputs"])
     np.testing.assert_array_equal(table[:, 1:], both["codes"])

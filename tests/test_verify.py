@@ -7,10 +7,12 @@ import hashlib
 import io
 import json
 import math
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import click
 import numpy as np
 import pytest
 from click.testing import CliRunner
@@ -26,6 +28,7 @@ from fp8np.formats import FORMATS, FloatFormat, get_format
 from fp8np.policy import OVERFLOW, PRESETS, ROUNDING, STOCHASTIC, Policy
 from fp8np.verify import SUITES, Difference, Report, Row, conversions, convolutions, products, references, stochastic, verify
 from fp8np.verify._judge import NOT_DIAGNOSED, Budget
+from fp8np.verify._summary import skipped
 from fp8np.verify.cases import ProductCase, all_16_bit, edges, inputs, policies, product_cases, product_formats
 from fp8np.verify.facts import facts
 from fp8np.verify.implementation import Checked, Ours
@@ -450,7 +453,66 @@ def test_table(every_row: bool) -> None:
 
 
 def test_summary_of_a_clean_report() -> None:
-    assert summary(Report("mine", rows=ROWS[:1])) == "mine: 256 results in 1 checks: no difference without a documented reason"
+    assert summary(Report("mine", rows=ROWS[:1])) == "mine: 256 results in 1 check: no difference without a documented reason"
+
+
+def test_nothing_checked_is_not_clean() -> None:
+    declined = Report("mine", rows=ROWS[4:])
+    assert not declined.clean
+    assert summary(declined) == "mine: nothing was checked; 1 check skipped"
+    result = CliRunner().invoke(command, ["--format", "e2m1fn", "--suite", "gemm", "--implementation", f"{__name__}:WrongDecoder"])
+    assert result.exit_code == 1, result.output
+    assert "nothing was checked" in result.output
+
+
+def test_a_thousand_declined_checks_are_said_in_a_line() -> None:
+    rows = [Row("float32", "the law", "f", "", reason=f"Mine.encode: rule {i}", skipped=True) for i in range(1000)]
+    rows += [Row("gemm", "the law", f, "", reason="Mine has no matmul", skipped=True) for f in "abcd"]
+    assert skipped(rows) == [
+        "Mine.encode: 1,000 checks (f): rule 0; rule 1; and 998 more reasons",
+        "Mine has no matmul: 4 checks (4 formats)",
+    ]
+
+
+@pytest.mark.parametrize("width", [60, 80, 100, 120])
+def test_no_terminal_is_too_narrow_for_a_reference(width: int) -> None:
+    from rich.console import Console
+
+    console = Console(width=width, record=True, file=io.StringIO())
+    rows = [Row(suite, "NVIDIA H100, torch._scaled_mm 2.11.0", "f", "", 180_748_288, 0, 8_653_504, "why") for suite in ("gemm", "conv")]
+    console.print(report_table(Report("mine", rows=rows), width=width))
+    text = console.export_text()
+    assert "…" not in text
+    assert text.count("180,748,288") == text.count("8,653,504") == 2
+    assert "torch._scaled_mm" in "".join(text.split())
+
+
+def test_a_diagnosis_is_of_what_has_no_documented_reason() -> None:
+    x = np.array([1.0, 2.0, 3.0])
+    expected, got = np.array([0x38, 0x40, 0x44], np.uint8), np.array([0x38, 0x41, 0x45], np.uint8)
+    growing = conversions._Encoding(Row("float64", "lib 1", E4M3FN.name, ""), E4M3FN, Policy(), [])
+    growing.add(x, expected, got, np.array([False, True, False]), "rounds twice")
+    assert (growing.row.mismatches, growing.row.known) == (1, 1)
+    assert [part.tolist() for part in growing.differing[0]] == [[1.0, 3.0], [0x38, 0x44], [0x38, 0x45]]
+
+
+def test_the_command_names_all_suites() -> None:
+    (option,) = (p for p in command.params if p.name == "suites")
+    assert isinstance(option.type, click.Choice)
+    assert tuple(option.type.choices) == SUITES
+    assert all(name in (getattr(option, "help", "") or "") for name in SUITES)
+
+
+def test_ctrl_c_says_where_to_go_on(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def exhaustive(implementation: Any, formats: Any, *, facts: dict[str, Any], state_dir: Any, **how: Any) -> Iterator[Row]:
+        facts["exhaustive"] = {"state": str(state_dir or "")}
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("fp8np.verify.exhaustive.exhaustive", exhaustive)
+    for state, told in ((["--state", str(tmp_path)], f"is kept in {tmp_path}"), ([], "nothing is kept without --state")):
+        result = CliRunner().invoke(command, ["--exhaustive", "--format", "e2m1fn", *state])
+        assert result.exit_code == 1
+        assert told in result.output.replace("\n", " ")
 
 
 def test_command(tmp_path: Path) -> None:
@@ -459,6 +521,7 @@ def test_command(tmp_path: Path) -> None:
     assert clean.exit_code == 0, clean.output
     assert "no difference without a documented reason" in clean.output
     assert json.loads(target.read_text(encoding="utf-8"))["clean"] is True
+    assert f"wrote {target} ({target.stat().st_size:,} bytes)" in clean.output
     bad = CliRunner().invoke(command, ["--format", "e2m1fn", "--suite", "decode", "--implementation", f"{__name__}:WrongDecoder"])
     assert bad.exit_code == 1, bad.output
     assert "Mismatches" in bad.output
@@ -478,7 +541,14 @@ def test_the_long_run_and_the_export_are_reached(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr("fp8np.verify.export.export_vectors", lambda folder, formats, progress: [tmp_path])
     result = CliRunner().invoke(command, ["--export-vectors", str(tmp_path / "out")])
     assert result.exit_code == 0, result.output
-    assert "wrote 1 files" in result.output
+    assert "wrote 1 files to" in result.output
+
+
+class Quits:
+    """Ends the program, as a script does."""
+
+    def __init__(self) -> None:
+        sys.exit(3)
 
 
 class WrongDecoder:
@@ -496,6 +566,13 @@ class WrongDecoder:
         ["--export-vectors", "x", "--json", "y"],
         ["--json", "no/such/folder/report.json"],
         ["--threads", "0"],
+        ["--format", "e9m9"],
+        ["--format", "*e9*"],
+        ["--suite", "16bit"],
+        ["--export-vectors", "x", "--all"],
+        ["--implementation", "json"],
+        ["--implementation", "json:nothing"],
+        ["--implementation", f"{__name__}:Quits"],
     ],
 )
 def test_wrong_usage(arguments: list[str]) -> None:

@@ -28,7 +28,7 @@ def refused(error: type[Exception], message: str, function: Any, *arguments: Any
         ("abc", "encode: expected real numbers, got an array of <U3"),
         (1j, "complex128"),
         (None, r"Python objects \(NoneType\)"),
-        ([10**30], r"Python objects \(list\)"),
+        ([10**30], r"Python objects \(list\): integers of more than 64 bits"),
         (Q, r"Python objects \(QTensor\)"),
         ([[1, 2], [3]], "cannot make an array of x: .*inhomogeneous"),
     ],
@@ -136,3 +136,31 @@ def test_threads() -> None:
         refused(PolicyError, "expected a positive integer", fp8np.set_num_threads, n)
     fp8np.set_num_threads(np.int64(before))  # type: ignore[arg-type]
     assert type(fp8np.get_num_threads()) is int
+
+
+def test_names_of_mx() -> None:
+    assert quantize(X, "MXFP4").format == quantize(X, "mxfp4").format
+    refused(FormatError, "unknown MX format 'mxfp8'; known: mxfp8_e5m2, mxfp8_e4m3", quantize, X, "mxfp8")
+
+
+def test_arrays_where_numbers_are_expected() -> None:
+    expected = conv2d(PICTURE, FILTERS, padding=(1, 1))
+    np.testing.assert_array_equal(conv2d(PICTURE, FILTERS, padding=np.array([1, 1])), expected)
+    refused(ShapeError, "padding to be a whole number", conv2d, PICTURE, FILTERS, padding=np.array([1, 1, 1]))
+    refused(DTypeError, "matmul: expected an array of float32 for init, got a ragged list", fp8np.matmul, Q, Q.T, init=[[1.0], [1.0, 2.0]])
+
+
+def test_blocks_where_they_are_not_taken() -> None:
+    blocks = quantize(np.ones((1, 4, 6, 6)), "e4m3fn", block=(0, 1, 0, 0))
+    refused(ScaleError, "conv_transpose2d: x is scaled in blocks", conv_transpose2d, blocks, FILTERS, stride=2)
+
+
+def test_errors_name_the_function_that_was_called() -> None:
+    blocks, columns = quantize(X, "e4m3fn", block=(1, 2)), quantize(X, "e4m3fn", axis=1)
+    refused(ScaleError, r"linear: the scale of w, of shape \(1, 6\), varies", fp8np.linear, blocks, columns)
+    refused(ScaleError, r"matmul: the scale of b, of shape \(6, 1\), varies.*axis=-1 \(N\) or block=", fp8np.matmul, blocks, columns.T)
+    refused(ShapeError, r"error_bound: .*the K differ", fp8np.error_bound, Q, Q)
+
+
+def test_tensors_are_saved_by_name(tmp_path: Any) -> None:
+    refused(DTypeError, "expected a dict of tensors by name, got list", fp8np.save_tensors, tmp_path / "a.safetensors", [Q])

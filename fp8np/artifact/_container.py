@@ -136,7 +136,7 @@ def _read_header(file: BinaryIO, size: int) -> tuple[dict[str, Any], int]:
     start = 8 + length
     if len(prefix) < 8 or length > _MAX_HEADER or length % 8:
         raise ArtifactError(
-            f"not a converted model: expected the length of a header first, a multiple of 8 and at most {_MAX_HEADER}, got {length}; "
+            f"not a file of fp8np: expected the length of a header first, a multiple of 8 and at most {_MAX_HEADER}, got {length}; "
             "`fp8np convert` makes a model of a checkpoint"
         )
     if start > size:
@@ -157,7 +157,7 @@ def _metadata(header: dict[str, Any]) -> dict[str, str]:
         raise ArtifactError(f"{_METADATA}: expected an object of strings")
     if KEY not in metadata:
         raise ArtifactError(
-            f"a safetensors file, but not a converted model (no {KEY!r} in its metadata); `fp8np convert` makes one of a checkpoint"
+            f"a safetensors file, but not one of fp8np (no {KEY!r} in its metadata); `fp8np convert` makes a model of a checkpoint"
         )
     return metadata
 

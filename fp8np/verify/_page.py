@@ -13,7 +13,7 @@ STYLE = """
 * { box-sizing: border-box; }
 body { margin: 0 auto; padding: 1rem; max-width: 88rem; background: var(--page); color: var(--text);
   font: 15px/1.45 system-ui, sans-serif; }
-h1 { font-size: 1.5rem; margin: 0 0 .5rem; }
+h1 { font-size: 1.5rem; margin: 0 0 .5rem; overflow-wrap: anywhere; }
 h2 { font-size: 1.15rem; margin: 2rem 0 .6rem; }
 header p { margin: .2rem 0; }
 .verdict { font-size: 1.2rem; font-weight: 600; }
@@ -26,19 +26,25 @@ header p { margin: .2rem 0; }
 .scroll { overflow-x: auto; }
 table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; }
 th, td { text-align: left; vertical-align: top; padding: .3rem .6rem; border-bottom: 1px solid var(--rule); }
-th.number, td.number { text-align: right; }
-thead th { background: var(--panel); position: sticky; top: 0; padding: 0; }
+#summary { width: auto; }
+#summary :is(th, td):nth-child(n+3), #checks > * > tr > :is(th, td):is(:nth-child(6), :nth-child(7), :nth-child(8)) { text-align: right; }
+#summary th { background: var(--panel); }
+#checks > thead th { background: var(--panel); position: sticky; top: 0; padding: 0; }
 thead button { all: unset; cursor: pointer; padding: .4rem .6rem; font-weight: 600; white-space: nowrap; }
 thead button:focus-visible { outline: 2px solid var(--accent); }
 th[aria-sort=ascending] button::after { content: " \\2191"; }
 th[aria-sort=descending] button::after { content: " \\2193"; }
 #checks > tbody > tr > td:first-child { font-weight: 600; }
-tr.equal > td:first-child { color: var(--equal); }
-tr.known > td:first-child { color: var(--known); }
+tr.equal > td:first-child, td.equal { color: var(--equal); }
+tr.known > td:first-child, td.known { color: var(--known); }
 tr.skipped > td:first-child { color: var(--skipped); }
-tr.differs > td:first-child { color: var(--differs); }
+tr.differs > td:first-child, td.differs { color: var(--differs); }
 td p { margin: 0; max-width: 60ch; }
-details table { width: auto; font: 13px/1.4 ui-monospace, monospace; }
+details { overflow-x: auto; }
+details table { width: auto; font: 13px/1.4 ui-monospace, monospace; white-space: nowrap; }
+.findings { list-style: none; padding: 0; }
+.findings > li { border-left: 3px solid var(--differs); padding: .1rem .8rem; margin-bottom: .8rem; overflow-wrap: anywhere; }
+.findings p { margin: 0 0 .2rem; }
 summary { cursor: pointer; color: var(--accent); }
 .pictures { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(26rem, 100%), 1fr)); gap: 1rem; }
 figure { margin: 0; }
@@ -56,13 +62,20 @@ dd { margin: 0; overflow-wrap: anywhere; }
 ul { margin: 0; padding-left: 1.1rem; }
 @media (max-width: 760px) {
   #checks > thead { position: absolute; left: -9999px; }
-  #checks > tbody > tr { display: block; border: 1px solid var(--rule); border-radius: 6px; margin-bottom: .6rem; padding: .3rem 0; }
+  #checks, #checks > tbody { display: block; }
+  #checks > tbody > tr { display: block; border: 1px solid var(--rule); border-radius: 6px; margin-bottom: .6rem; padding: .3rem 0;
+    content-visibility: auto; contain-intrinsic-size: auto 10rem; }
   #checks > tbody > tr[hidden] { display: none; }
-  #checks > tbody > tr > td { display: grid; grid-template-columns: 7rem minmax(0, 1fr); border: 0; text-align: left;
-    padding: .1rem .7rem; }
-  #checks > tbody > tr > td::before { content: attr(data-title); color: var(--soft); font-weight: 400; }
-  #checks > tbody > tr > td:empty { display: none; }
-  details { overflow-x: auto; }
+  #checks > tbody > tr > td:is(td, :nth-child(n)) { display: grid; grid-template-columns: 7rem minmax(0, 1fr); border: 0;
+    text-align: left; padding: .1rem .7rem; }
+  #checks > tbody > tr:is(.equal, .skipped) > td:is(:nth-child(7), :nth-child(8), :last-child:not(:has(*))) { display: none; }
+  #checks > tbody > tr > td::before { content: var(--label); color: var(--soft); font-weight: 400; }
+  #checks > tbody > tr > td { overflow-wrap: anywhere; }
+  #checks > tbody > tr > td > p { grid-column: 2; }
+  #checks > tbody > tr > td > details { grid-column: 1 / -1; }
+  #summary { font-size: 13px; }
+  #summary :is(th, td) { padding: .3rem; }
+  #summary :is(th, td):is(:nth-child(3), :nth-child(4)) { display: none; }
   dl { grid-template-columns: minmax(0, 1fr); gap: 0; }
   dd { margin-bottom: .4rem; padding-left: .8rem; }
 }
@@ -82,8 +95,8 @@ function filter() {
   document.querySelector("#none").hidden = rows.some(row => !row.hidden);
 }
 function sort(column) {
-  const head = heads[column], numeric = head.classList.contains("number"), up = head.getAttribute("aria-sort") !== "ascending";
-  const key = row => numeric ? Number(row.cells[column].dataset.value) : row.cells[column].textContent;
+  const head = heads[column], numeric = column >= 5 && column <= 7, up = head.getAttribute("aria-sort") !== "ascending";
+  const key = row => numeric ? Number(row.cells[column].textContent.replace(/\\D/g, "")) : row.cells[column].textContent;
   const compare = (a, b) => numeric ? key(a) - key(b) : key(a).localeCompare(key(b), "en", {numeric: true});
   heads.forEach(other => other.removeAttribute("aria-sort"));
   head.setAttribute("aria-sort", up ? "ascending" : "descending");

@@ -83,8 +83,10 @@ class _Encoding:
         before = self.row.mismatches
         self.row = compare(self.row, expected, got, show, explained=explained, reason=reason)
         if self.row.mismatches > before and not isinstance(got, Failure):
+            # What has a reason of its own would refute every kind of bug.
+            told = slice(None) if explained is None else ~explained
             with np.errstate(invalid="ignore"):
-                self.differing.append((x.astype(np.float64), expected, got))
+                self.differing.append((x[told].astype(np.float64), expected[told], got[told]))
 
     def done(self, budget: Budget) -> Row:
         if not self.differing or self.row.diagnosis:

@@ -100,7 +100,7 @@ def export_vectors(
 
     Args:
         folder: where to; it is made if need be. Files of the same name are replaced.
-        formats: names or formats. None means all of the table (200 MB).
+        formats: names or formats. None means all of the table (180 MB).
         accumulators: whose products to write. None means all of `fp8np.accumulators.ACCUMULATORS` whose bits are laid down.
         progress: called with (what is written, tables done, None).
 
@@ -151,7 +151,7 @@ def _write_text(path: Path, table: _Table) -> None:
     widths = [field.dtype.itemsize * 8 * (field.shape[1] if field.ndim == 2 else 1) for field in table.fields]
     header = [table.about, f"{len(table.fields[0])} words of {sum(widths)} bits; fields of {', '.join(map(str, widths))} bits"]
     header += [f"{key}: {value}" for key, value in table.facts.items() if not isinstance(value, list)]
-    header += [f"field {i + 1}: {name}" for i, name in enumerate(table.facts.get("policies", []))]
+    header += [f"code_{i + 1}: {name}" for i, name in enumerate(table.facts.get("policies", []))]
     with replacing(path) as temporary, temporary.open("wb") as file:
         file.write("".join(f"// {line}\n" for line in header).encode("utf-8"))
         file.write(_words(table.fields))

@@ -113,10 +113,15 @@ def load(text: str) -> Any:
     >>> load("fp8np.verify.implementation:Ours")  # doctest: +ELLIPSIS
     <fp8np.verify.implementation.Ours object at ...>
     """
-    found = data.imported(text)
-    if isinstance(found, type):
-        with data.user_code(text):
-            found = found()
+    if ":" not in text:
+        raise InputError(f"expected package.module:object, got {text!r}")
+    try:
+        found = data.imported(text)
+        if isinstance(found, type):
+            with data.user_code(text):
+                found = found()
+    except SystemExit as error:  # a script without a guard of its main part
+        raise InputError(f"{text} ended the program: SystemExit({error.code!r})") from error
     if not any(callable(getattr(found, name, None)) for name in METHODS):
         raise InputError(f"{text}: expected an object with at least one of the methods {', '.join(METHODS)}, got {type(found).__name__}")
     return found
@@ -196,7 +201,7 @@ class Checked:
                 got = method(*arguments, **options)
         except NotImplementedError as error:
             raise NotOffered(f"{self.name}.{name}: {error or 'NotImplementedError'}") from error
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             raise BadResult(f"{self.name}.{name} failed{_place(error)}: {type(error).__name__}: {error}") from error
         if not isinstance(got, np.ndarray):
             raise BadResult(f"{self.name}.{name}: expected a {dtype} array {shape}, got {_kind(got)}")
@@ -209,7 +214,7 @@ def _kind(got: Any) -> str:
     return "None: does it return its result?" if got is None else type(got).__name__
 
 
-def _place(error: Exception) -> str:
+def _place(error: BaseException) -> str:
     # Where in the implementation's own code, not in the libraries that it called.
     libraries = sys.prefix, sys.base_prefix, "<frozen", __file__
     frames = [f for f in traceback.extract_tb(error.__traceback__) if not f.filename.startswith(libraries)]
