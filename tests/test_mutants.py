@@ -102,7 +102,7 @@ def test_what_is_not_offered_is_skipped() -> None:
     with pytest.raises(NotOffered, match="has no encode"):
         Checked(Nothing()).encode(X, E4, **OPTIONS)
     report = verify(Nothing(), formats=[E4])
-    assert report.clean
+    assert not report.clean  # nothing was compared
     assert all(row.skipped and row.reason for row in report.rows)
 
 
@@ -122,7 +122,7 @@ def test_load_finds_an_object_a_class_and_says_what_it_misses() -> None:
     assert isinstance(load("fp8np.verify.implementation:Ours"), Ours)
     assert isinstance(Ours(), Implementation)
     for text, message in (
-        ("fp8np.verify.implementation", "expected package.module:function"),
+        ("fp8np.verify.implementation", "expected package.module:object"),
         ("fp8np.verify.implementation:Theirs", "no attribute 'Theirs'"),
         ("fp8np.nowhere:Ours", "No module named"),
         ("fp8np.verify._result:Report", "Report"),

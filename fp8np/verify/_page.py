@@ -73,9 +73,9 @@ ul { margin: 0; padding-left: 1.1rem; }
   #checks > tbody > tr > td { overflow-wrap: anywhere; }
   #checks > tbody > tr > td > p { grid-column: 2; }
   #checks > tbody > tr > td > details { grid-column: 1 / -1; }
-  #summary { font-size: 13px; }
-  #summary :is(th, td) { padding: .3rem; }
-  #summary :is(th, td):is(:nth-child(3), :nth-child(4)) { display: none; }
+  #summary { font-size: 12px; }
+  #summary :is(th, td) { padding: .25rem .2rem; }
+  #summary :is(th, td):is(:nth-child(3), :nth-child(4), :nth-child(5)) { display: none; }
   dl { grid-template-columns: minmax(0, 1fr); gap: 0; }
   dd { margin-bottom: .4rem; padding-left: .8rem; }
 }

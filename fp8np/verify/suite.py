@@ -42,7 +42,7 @@ def verify(
 
     Returns:
         The report: a row for each reference, format and policy. A difference counts as a mismatch unless it is documented
-        (`fp8np.verify.known`). `Report.clean` says whether there is none.
+        (`fp8np.verify.known`). `Report.clean` says whether there is none among results that were compared.
 
     Raises:
         FormatError: a format is unknown. PolicyError: a suite is unknown. InputError: there is no such implementation.
