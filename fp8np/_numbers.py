@@ -55,6 +55,8 @@ def parse_number(text: str) -> Number:
         return math.copysign(abs(float(plain)), -1 if plain.startswith("-") else 1)
     try:
         value = _finite(plain)
+    except InputError:
+        raise
     except (ValueError, ZeroDivisionError):
         raise InputError(f"expected a number such as 0.3, 1/3, 0x1.8p-3, 2^-9, inf, nan, -0 or f32:0x3e99999a, got {text!r}") from None
     return -0.0 if not value and plain.startswith("-") else value

@@ -257,3 +257,8 @@ def test_formats_by_pattern() -> None:
     assert [f.name for f in select_formats(["e4m3@11", "E5M2"])] == ["float8_e4m3@11", "float8_e5m2"]
     with pytest.raises(FormatError, match="named like"):
         select_formats(["*e9*"])
+
+
+def test_an_exponent_beyond_reason_is_named() -> None:
+    with pytest.raises(InputError, match="exponent of at most"):
+        parse_number("1e99999999")

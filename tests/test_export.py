@@ -173,3 +173,11 @@ def test_wrong_arguments(tmp_path: Path) -> None:
     (tmp_path / "decode").write_text("a file")
     with pytest.raises(OSError, match="decode"):
         export_vectors(tmp_path, [NARROW], accumulators=[])
+
+
+def test_files_of_an_earlier_export_do_not_stay_beside_the_new_index(tmp_path: Path) -> None:
+    export_vectors(tmp_path, ["float4_e2m1fn", "float6_e2m3fn"], accumulators=[])
+    mine = tmp_path / "decode" / "notes.txt"
+    mine.write_text("not from fp8np")
+    written = export_vectors(tmp_path, ["float4_e2m1fn"], accumulators=[])
+    assert {path for path in tmp_path.rglob("*") if path.is_file()} == {*written, mine}

@@ -23,7 +23,9 @@ from fp8np.kernels._cpu import Cpu
 from fp8np.kernels._table import kernels, select
 from fp8np.kernels._threads import threads
 from fp8np.kernels._tile import DEPTH, LANES, products_are_exact
+from fp8np.linalg import matmul
 from fp8np.scaling import quantize
+from fp8np.tensor import QTensor
 
 FOLDER = Path(fp8np.kernels.__file__).parent
 OPS = sorted({row.op for row in kernels()})
@@ -195,18 +197,19 @@ def test_one_signature_for_every_core():
     for flag in (True, False):
         for name in ("e4m3fn", "e5m2", "e4m3fnuz"):
             convert(name, flag)
-    cores = {}
-    for name in ["_tile", *(path.stem for path in FOLDER.glob("[!_]*.py"))]:
-        module = importlib.import_module(f"fp8np.kernels.{name}")
-        cores |= {f"{name}.{key}": value for key, value in vars(module).items() if isinstance(value, Dispatcher)}
-    compiled = {name: core.signatures for name, core in cores.items()}
-    # A core that came from the disk cache brings its callees along without compiling them.
-    assert {name: found for name, found in compiled.items() if len(found) > 1} == {}
-    # A row's entry calls these; the other cores are inlined into them.
-    called = {"gemm._panels", "gemm._thin", "conv._panels", "conv._depthwise", "exact._exact_sum"}
+    for a, b in ((writable, frozen), (frozen, writable)):
+        for accumulate, init in itertools.product(("exact", "sequential", "hopper", "cdna3"), (None, np.float32(1))):
+            matmul(QTensor(a, E5M2), QTensor(b, E5M2).transpose(0, 2, 1), accumulate=accumulate, init=init)
+    compiled = {}
+    for path in FOLDER.glob("[!_]*.py"):
+        cores = vars(importlib.import_module(f"fp8np.kernels.{path.stem}"))
+        compiled |= {f"{path.stem}.{key}": core.signatures for key, core in cores.items() if isinstance(core, Dispatcher)}
+    # A row's entry calls these. The other cores are inlined into them, some for float32 and for float64.
+    called = {"gemm._panels", "gemm._thin", "gemm._plain", "conv._panels", "conv._depthwise", "aligned._stripes"}
+    called |= {"exact._exact_sum", "exact_gemm._exact_gemm", "exact_gemm._codes_used", "stochastic._encode_f32_stochastic"}
     called |= {f"codec._{name}" for name in ("encode_f32", "encode_f64", "encode_f64_stochastic", "decode_f32")}
     called |= {f"codec._{name}" for name in ("quantize_rows", "quantize_columns", "amax_rows", "amax_columns")}
-    assert {name for name in called if len(compiled[name]) != 1} == set()
+    assert {name: compiled[name] for name in called if len(compiled[name]) != 1} == {}
 
 
 PURE = """

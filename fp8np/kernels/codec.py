@@ -18,7 +18,7 @@ from fp8np.kernels._jit import exact
 from fp8np.kernels._table import kernel
 from fp8np.kernels._threads import parallel_for
 
-__all__ = ["amax", "decode_f32", "encode_f32", "encode_f64", "encode_parameters", "quantize_f32"]
+__all__ = ["amax", "code_of_steps", "decode_f32", "encode_f32", "encode_f64", "encode_parameters", "quantize_f32"]
 
 # Elements of one work item where an array has no rows of its own to hand out.
 BLOCK = 1 << 16
@@ -74,21 +74,29 @@ def encode_parameters(rule: Any) -> Any:
 
 
 @exact
-def _encoded(bits: Any, parameters: Any) -> Any:
-    # bits: u32 of a float32 -> u8 code.
-    binade, smallest, beyond, lift, base, top, overflow, infinity, nan, nan_sign, sign_bit, zero_sign = parameters
+def code_of_steps(bits: Any, n: Any, e: Any, parameters: Any) -> Any:
+    """u8 code of a float32 (its u32 bits) of which n steps were kept, in the binade of the float32 with the bits e."""
+    binade, _, _, _, base, top, overflow, infinity, nan, nan_sign, sign_bit, zero_sign = parameters
     a = _U(bits & _U(0x7FFFFFFF))
     negative = _U(0xFFFFFFFF) if bits > _U(0x7FFFFFFF) else _U(0)  # a mask
-    e = _U(max(a, smallest))
-    e = _U(min(e, beyond))
-    g = _U(_U(e & _U(0x7F800000)) + lift)
-    n = _U(float32_bits(float32_of(a) + float32_of(g)) - g)
     magnitude = _U(n + _U(_U(_U(e >> _U(23)) * binade) - base))
     magnitude = overflow if magnitude > top else magnitude
     magnitude = infinity if a == _U(0x7F800000) else magnitude
     nan_code = _U(nan ^ _U(negative & nan_sign))
     sign = _U(negative & (zero_sign if magnitude == _U(0) else sign_bit))
     return np.uint8(nan_code if a > _U(0x7F800000) else _U(magnitude | sign))
+
+
+@exact
+def _encoded(bits: Any, parameters: Any) -> Any:
+    # bits: u32 of a float32 -> u8 code.
+    smallest, beyond, lift = parameters[1], parameters[2], parameters[3]
+    a = _U(bits & _U(0x7FFFFFFF))
+    e = _U(max(a, smallest))
+    e = _U(min(e, beyond))
+    g = _U(_U(e & _U(0x7F800000)) + lift)
+    n = _U(float32_bits(float32_of(a) + float32_of(g)) - g)
+    return code_of_steps(bits, n, e, parameters)
 
 
 @exact

@@ -25,7 +25,7 @@ from fp8np.kernels._bits import float32_of
 from fp8np.kernels._jit import exact
 from fp8np.kernels._table import kernel
 from fp8np.kernels._threads import parallel_for
-from fp8np.kernels.codec import encode_f64, encode_parameters
+from fp8np.kernels.codec import code_of_steps, encode_f64, encode_parameters
 
 __all__ = ["encode_f32_stochastic"]
 
@@ -43,9 +43,8 @@ def _by_multiplication(fmt: Any) -> bool:
 def _code(bits: Any, addend: Any, scale: Any, whole: Any, weight: Any, parameters: Any) -> Any:
     # bits: u32 of a float32; addend: in steps of 2^-17; scale: u32 bits of the float32 that would turn 1 into units, times 2^127;
     # whole: round to units first; weight: of a unit, in steps -> u8 code
-    binade, smallest, beyond, _, base, top, overflow, infinity, nan, nan_sign, sign_bit, zero_sign = parameters
+    smallest, beyond = parameters[1], parameters[2]
     a = _U(bits & _U(0x7FFFFFFF))
-    negative = _U(0xFFFFFFFF) if bits > _U(0x7FFFFFFF) else _U(0)  # a mask
     near = _U(min(_U(max(a, _U(0x00800000))), beyond))
     e = _U(_U(max(near, smallest)) & _U(0x7F800000))
     units = float32_of(near) * float32_of(_U(scale - e))
@@ -53,12 +52,7 @@ def _code(bits: Any, addend: Any, scale: Any, whole: Any, weight: Any, parameter
         units = np.rint(units)  # to even
     n = _U(np.int32(units))
     n = _U(_U(_U(n * weight) + addend) >> _U(_POINT))
-    magnitude = _U(n + _U(_U(_U(e >> _U(23)) * binade) - base))
-    magnitude = overflow if magnitude > top else magnitude
-    magnitude = infinity if a == _U(0x7F800000) else magnitude
-    nan_code = _U(nan ^ _U(negative & nan_sign))
-    sign = _U(negative & (zero_sign if magnitude == _U(0) else sign_bit))
-    return np.uint8(nan_code if a > _U(0x7F800000) else _U(magnitude | sign))
+    return code_of_steps(bits, n, e, parameters)
 
 
 @exact

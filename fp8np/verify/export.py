@@ -99,7 +99,8 @@ def export_vectors(
     """Writes conversion tables and products, as npz and as text for ``$readmemh``, with a README that explains them.
 
     Args:
-        folder: where to; it is made if need be. Files of the same name are replaced.
+        folder: where to; it is made if need be. Files of the same name are replaced; those of an earlier export that this one
+            does not write are removed.
         formats: names or formats. None means all of the table (180 MB).
         accumulators: whose products to write. None means all of `fp8np.accumulators.ACCUMULATORS` whose bits are laid down.
         progress: called with (what is written, tables done, None).
@@ -132,9 +133,22 @@ def export_vectors(
             index[f"{table.path}{suffix}"] = dict(table.facts) | {"sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
             files.append(path)
     target.mkdir(parents=True, exist_ok=True)
+    _remove_older(target, index)
     rules = "\n".join(f"| {how.name} | {_rule(how)} | {how.source} | {how.verified or 'its definition'} |" for how in sums)
     readme = README.format(version=fp8np.__version__, accumulators=rules, policies=(policy.__doc__ or "").strip())
     return [_write(target / "README.md", readme), _write(target / "index.json", json.dumps(index, indent=1) + "\n"), *files]
+
+
+def _remove_older(target: Path, index: dict[str, Any]) -> None:
+    # What an earlier export wrote here and this one did not: it would look as if it belonged to the new index.
+    try:
+        older = json.loads((target / "index.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return
+    for name in set(older) - set(index) if isinstance(older, dict) else ():
+        path = target / name
+        if path.is_file() and path.resolve().is_relative_to(target.resolve()):
+            path.unlink()
 
 
 def _write(path: Path, text: str) -> Path:
