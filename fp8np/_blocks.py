@@ -18,11 +18,10 @@ from __future__ import annotations
 
 import itertools
 import math
-from functools import lru_cache
 
 import numpy as np
 
-from fp8np._exact import put_specials
+from fp8np._exact import Band, Used, bands, put_specials
 from fp8np._products import one_nan, product
 from fp8np.accumulators import Accumulator
 from fp8np.codec import decode_table
@@ -31,7 +30,7 @@ from fp8np.kernels._arrays import Doubles
 from fp8np.kernels._table import select
 from fp8np.tensor import Floats, QTensor
 
-__all__ = ["block_matmul"]
+__all__ = ["block_matmul", "index_scales", "segments_of"]
 
 MEMORY = 64 << 20
 """Bytes of scaled partial sums that the exact way keeps at a time."""
@@ -39,6 +38,8 @@ SMALLEST = 16
 """Rows and columns of the result that it takes at a time, at least."""
 PART_BITS = 48
 """Bits of an exact partial sum, at most: two halves of 24."""
+
+_ALL: Used = np.ones(256, np.bool_)
 
 
 def block_matmul(a: QTensor, b: QTensor, batch: tuple[int, ...], how: Accumulator) -> Floats:
@@ -57,11 +58,10 @@ class _Segments:
     """The segments of K, and the scales in each of them."""
 
     def __init__(self, a: QTensor, b: QTensor, batch: tuple[int, ...]) -> None:
-        K = a.shape[-1]
-        self._lengths = [q.block[axis] if q.block else max(K, 1) for q, axis in ((a, -1), (b, -2))]
-        self.bounds = list(itertools.pairwise(sorted({*range(0, K, self._lengths[0]), *range(0, K, self._lengths[1]), K})))
-        self._rows = _scales(a, -1)
-        self._columns = _scales(b, -2)
+        self._lengths = _lengths(a, b)
+        self.bounds = segments_of(a, b)
+        self._rows = index_scales(a, -1)
+        self._columns = index_scales(b, -2)
         self._batch = batch
 
     def scales(self, start: int) -> tuple[Doubles, Doubles]:
@@ -71,15 +71,28 @@ class _Segments:
         return np.broadcast_to(rows, (*self._batch, rows.shape[-1])), np.broadcast_to(columns, (*self._batch, columns.shape[-1]))
 
 
-def _scales(q: QTensor, axis: int) -> Floats:
-    """f32: one scale for each index of every axis, but one for each block along `axis`."""
+def _lengths(a: QTensor, b: QTensor) -> tuple[int, int]:
+    # Of a block along K, in each operand.
+    whole = max(a.shape[-1], 1)
+    return (a.block[-1] if a.block else whole), (b.block[-2] if b.block else whole)
+
+
+def segments_of(a: QTensor, b: QTensor) -> list[tuple[int, int]]:
+    """(start, stop) of the segments of K in which no scale of a (..., M, K) and b (..., K, N) changes."""
+    K = a.shape[-1]
+    return list(itertools.pairwise(sorted({K, *(k for length in _lengths(a, b) for k in range(0, K, length))})))
+
+
+def index_scales(q: QTensor, kept: int | None = None) -> Floats:
+    """f32: one scale for each index of every axis, but one for each block along the axis `kept`, counted from the end (-1, -2, ...)."""
+    last = None if kept is None else q.ndim + kept
     if q.block is None:
         scale = q.scale.reshape(q.scale.shape or (1,) * q.ndim)
-        return np.broadcast_to(scale, [1 if i == q.ndim + axis else n for i, n in enumerate(q.shape)])
+        return np.broadcast_to(scale, [1 if i == last else n for i, n in enumerate(q.shape)])
     scale = q.scale
-    for i, (n, b) in enumerate(zip(q.shape, q.block, strict=True)):
-        if i != q.ndim + axis and b > 1:
-            scale = scale.take(np.arange(n) // b, axis=i)
+    for i, (n, length) in enumerate(zip(q.shape, q.block, strict=True)):
+        if i != last and length > 1:
+            scale = scale.take(np.arange(n) // length, axis=i)
     return scale
 
 
@@ -105,7 +118,7 @@ def _exact(a: QTensor, b: QTensor, batch: tuple[int, ...]) -> Floats:
     out = np.zeros((*batch, M, N), np.float32)
     segments = _Segments(a, b, batch)
     longest = max((stop - start for start, stop in segments.bounds), default=0)
-    a_bands, b_bands = _bands(a.format, b.format, longest)
+    a_bands, b_bands = _fitting(a.format, b.format, longest)
     whole = all(q.scale_format is not None and q.scale_format.mantissa_bits == 0 for q in (a, b))
     count = len(segments.bounds) * len(a_bands) * len(b_bands) * (1 if whole else 4)
     if not count or not out.size:
@@ -173,29 +186,12 @@ def _put_specials(out: Floats, a: QTensor, b: QTensor, batch: tuple[int, ...], s
             out[np.isnan(left)[..., :, None] | np.isnan(right)[..., None, :]] = np.nan
 
 
-_Band = tuple[Doubles, int]
-"""float64 (256,), the values of the codes in the band and zero for all others; and its largest magnitude, in units."""
-
-
-def _bands(a: FloatFormat, b: FloatFormat, terms: int) -> tuple[list[_Band], list[_Band]]:
+def _fitting(a: FloatFormat, b: FloatFormat, terms: int) -> tuple[list[Band], list[Band]]:
     """Fewest bands of exponents so that a sum of `terms` products of any two has at most 48 bits."""
-    for count in itertools.count(1):
-        bands = _cut(a, count), _cut(b, count)
-        limits = [max((limit for _, limit in side), default=0) for side in bands]
+    count = 1
+    while True:
+        sides = bands(a, _ALL, count), bands(b, _ALL, count)
+        limits = [max((limit for _, limit in side), default=0) for side in sides]
         if limits[0] * limits[1] * terms <= 2**PART_BITS:
-            return bands
-    raise AssertionError("unreachable")
-
-
-@lru_cache(maxsize=1024)
-def _cut(fmt: FloatFormat, count: int) -> list[_Band]:
-    values = decode_table(fmt).astype(np.float64)
-    values[~np.isfinite(values)] = 0
-    exponents = np.maximum(np.frexp(values)[1] - 1, fmt.min_exponent)
-    low, high = fmt.min_exponent, fmt.max_exponent
-    width = -(-(high - low + 1) // count)
-    bands = []
-    for start in range(low, high + 1, width):
-        table = np.where((start <= exponents) & (exponents < start + width), values, 0)
-        bands.append((table, int(np.abs(table).max() * 2.0 ** (fmt.mantissa_bits - start))))
-    return bands
+            return sides
+        count += 1

@@ -26,7 +26,7 @@ from fp8np.kernels._arrays import Doubles
 from fp8np.kernels._table import select
 from fp8np.tensor import Codes, Floats
 
-__all__ = ["exact_product", "put_specials"]
+__all__ = ["Band", "Used", "bands", "exact_product", "put_specials"]
 
 Used = npt.NDArray[np.bool_]
 """bool (256,): which codes occur."""
@@ -84,22 +84,22 @@ def put_specials(out: Floats, a: Codes, a_values: Floats, b: Codes, b_values: Fl
             np.copyto(out[block], odd, where=odd != 0, casting="same_kind")
 
 
-def _tables(bands: list[Band]) -> Doubles:
+def _tables(cut: list[Band]) -> Doubles:
     """f64 (bands, 256)."""
-    return np.array([table for table, _ in bands], np.float64).reshape(len(bands), 256)
+    return np.array([table for table, _ in cut], np.float64).reshape(len(cut), 256)
 
 
 def _split(a_used: Used, a_format: FloatFormat, b_used: Used, b_format: FloatFormat, K: int) -> tuple[list[Band], list[Band], int]:
     """Bands of both operands, and how many terms stay exact for every pair of them: what takes the least time."""
     best: tuple[float, list[Band], list[Band], int] | None = None
     for a_count in range(1, MOST + 1):
-        a_bands = _bands(a_format, a_used, a_count)
+        a_bands = bands(a_format, a_used, a_count)
         a_limit = max((limit for _, limit in a_bands), default=1)
         for b_count in range(1, MOST + 1):
             pairs = a_count * b_count
             if best and pairs * K > best[0]:
                 break  # even without an addition
-            b_bands = _bands(b_format, b_used, b_count)
+            b_bands = bands(b_format, b_used, b_count)
             b_limit = max((limit for _, limit in b_bands), default=1)
             terms = min(2**53 // (a_limit * b_limit), max(K, 1))
             if not terms:
@@ -119,7 +119,7 @@ def _used(codes: Codes) -> Used:
     return used.astype(np.bool_)
 
 
-def _bands(fmt: FloatFormat, used: Used, count: int) -> list[Band]:
+def bands(fmt: FloatFormat, used: Used, count: int) -> list[Band]:
     """The finite, non-zero codes in use, cut into at most `count` bands of equally many exponents."""
     return _cut(fmt, used.tobytes(), count)
 
@@ -134,13 +134,13 @@ def _cut(fmt: FloatFormat, used: bytes, count: int) -> list[Band]:
     exponents = np.maximum(np.frexp(values)[1] - 1, fmt.min_exponent)
     low, high = int(exponents[values != 0].min()), int(exponents[values != 0].max())
     width = -(-(high - low + 1) // count)
-    bands = []
+    found = []
     for start in range(low, high + 1, width):
         table = np.where((start <= exponents) & (exponents < start + width), values, 0)
         largest = float(np.abs(table).max())
         if largest:
-            bands.append((table, int(largest * 2.0 ** (fmt.mantissa_bits - start))))
-    return bands
+            found.append((table, int(largest * 2.0 ** (fmt.mantissa_bits - start))))
+    return found
 
 
 def _has_special(used: Used, fmt: FloatFormat) -> bool:

@@ -23,12 +23,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from fp8np._blocks import index_scales, segments_of
 from fp8np._products import check_operands, float32_of, matrices
 from fp8np.accumulators import Accumulator, resolve_accumulate
 from fp8np.codec import decode_table
@@ -318,13 +318,11 @@ def _scaled(x: _Total, a: QTensor, b: QTensor) -> _Total:
 
 def _scaled_blocks(a: QTensor, b: QTensor, how: Accumulator) -> _Total:
     """As `fp8np._blocks` does it: segments of K in which no scale changes, each summed from zero, scaled and added in one rounding."""
-    K = a.shape[-1]
     x = _operands(a, b, how)
     zero = np.zeros(())
     total = _Total(zero, zero, zero, np.full((), np.inf), zero)
-    left, right = _scales(a), _scales(b)
-    lengths = [q.block[axis] for q, axis in ((a, -1), (b, -2)) if q.block is not None]
-    for start, stop in pairwise(sorted({0, K, *(k for length in lengths for k in range(0, K, length))})):
+    left, right = (index_scales(q).astype(np.float64) for q in (a, b))
+    for start, stop in segments_of(a, b):
         part = _sum(x.at(slice(start, stop)), how, None)
         first, second = left[..., start : start + 1], right[..., start : start + 1, :]
         scale = first * second
@@ -341,16 +339,6 @@ def _scaled_blocks(a: QTensor, b: QTensor, how: Accumulator) -> _Total:
         return total
     largest = np.abs(total.value) + total.doubt
     return _Total(total.value, total.doubt, _rounding(largest, 23, "nearest_even", total.grid), total.grid, largest)
-
-
-def _scales(q: QTensor) -> Doubles:
-    """The scale of every element."""
-    scale = q.scale.astype(np.float64)
-    if q.block is None:
-        return np.broadcast_to(scale, q.shape)
-    for axis, (n, length) in enumerate(zip(q.shape, q.block, strict=True)):
-        scale = np.take(scale, np.arange(n) // length, axis=axis)
-    return scale
 
 
 # -- roundings --------------------------------------------------------------------------------------------------------

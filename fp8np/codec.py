@@ -19,7 +19,7 @@ from fp8np.formats import FloatFormat, get_format
 from fp8np.kernels._rule import conversion_rule
 from fp8np.kernels._table import select
 from fp8np.policy import IEEE, STOCHASTIC, Policy, infinity_magnitude, nan_code, points_inward, resolve
-from fp8np.tensor import Codes, Floats, QTensor
+from fp8np.tensor import Codes, Floats, QTensor, code_values
 
 __all__ = ["checked_codes", "decode", "decode_table", "delivered", "encode", "encode_exact_floats", "float_type"]
 
@@ -267,8 +267,7 @@ def delivered(buffer: _Array, out: _Array | None) -> _Array:
 
 @lru_cache(maxsize=256)
 def _table(fmt: FloatFormat, dtype: np.dtype[Any]) -> _Array:
-    count = 1 << fmt.bits
-    values = np.array([float(reference.decode(fmt, code)) for code in range(count)] + [np.nan] * (256 - count))
+    values = code_values(fmt)
     negative = np.arange(256) & fmt.sign_bit != 0
     values = np.where(np.isnan(values) & negative, -values, values)
     with np.errstate(over="ignore"):

@@ -14,7 +14,7 @@ from fp8np import reference
 from fp8np.errors import DTypeError, FormatError, ScaleError, ShapeError
 from fp8np.formats import FloatFormat, get_format
 
-__all__ = ["Codes", "Floats", "QTensor", "block_of", "blocks_of", "float32_scale"]
+__all__ = ["Codes", "Floats", "QTensor", "block_of", "blocks_of", "code_values", "float32_scale"]
 
 Codes = npt.NDArray[np.uint8]
 Floats = npt.NDArray[np.float32]
@@ -91,7 +91,7 @@ class QTensor:
                 raise FormatError(f"QTensor: the scales are {own}, but the scale format given is {self._scale_format}")
             self._scale_format, array = own, array.view(np.uint8)
         if self._scale_format is not None and array.dtype == np.uint8:
-            array = _values(self._scale_format)[array].astype(np.float32)
+            array = code_values(self._scale_format)[array].astype(np.float32)
             scale = array
         values = float32_scale("QTensor", scale, self._scale_format)
         if self._block is not None:
@@ -242,7 +242,7 @@ class QTensor:
             block = self._block or tuple(1 if s > 1 else n for s, n in zip(scale.shape, self.shape, strict=True))
             scale = scale[np.ix_(*(i // b if b else i for i, b in zip(index, block, strict=True)))]
         with np.errstate(over="ignore", under="ignore", invalid="ignore"):
-            values = (_values(self._format)[self._codes[corner]] * scale).astype(np.float32)
+            values = (code_values(self._format)[self._codes[corner]] * scale).astype(np.float32)
         return np.array2string(values, threshold=threshold, edgeitems=_EDGE, separator=", ", prefix="QTensor(", max_line_width=100)
 
     def _scale_facts(self) -> str:
@@ -314,7 +314,7 @@ def float32_scale(what: str, scale: Any, fmt: FloatFormat | None = None) -> Floa
 
 
 @lru_cache(maxsize=64)
-def _values(fmt: FloatFormat) -> npt.NDArray[np.float64]:
+def code_values(fmt: FloatFormat) -> npt.NDArray[np.float64]:
     """float64 (256,): the values of all codes; NaN for bytes beyond a narrow format."""
     count = 1 << fmt.bits
     values = np.array([float(reference.decode(fmt, code)) for code in range(count)] + [np.nan] * (256 - count))
@@ -324,7 +324,7 @@ def _values(fmt: FloatFormat) -> npt.NDArray[np.float64]:
 
 def _codes_of(scales: Floats, fmt: FloatFormat, what: str = "QTensor") -> Codes:
     """The codes of positive scales, each of which must be a value of the format, or NaN."""
-    values, by_bits = _values(fmt), _by_bits(fmt)
+    values, by_bits = code_values(fmt), _by_bits(fmt)
     found = by_bits[scales.view(np.uint32) >> 16]
     nan = np.isnan(scales)
     wrong = (values[found] != scales) & ~nan
@@ -336,7 +336,7 @@ def _codes_of(scales: Floats, fmt: FloatFormat, what: str = "QTensor") -> Codes:
 @lru_cache(maxsize=64)
 def _by_bits(fmt: FloatFormat) -> Codes:
     """u8 (65536,): the code of the positive value whose float32 has these upper 16 bits; its other bits are all 0."""
-    values = _values(fmt)
+    values = code_values(fmt)
     codes = np.flatnonzero((values > 0) & np.isfinite(values)).astype(np.uint8)
     table = np.zeros(1 << 16, np.uint8)
     table[values[codes].astype(np.float32).view(np.uint32) >> 16] = codes
