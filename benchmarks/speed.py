@@ -23,7 +23,11 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).parent))
 
 import fp8np
+from fp8np import reference
+from fp8np.kernels._rule import conversion_rule
+from fp8np.kernels._table import select
 from fp8np.model import Model
+from fp8np.policy import STOCHASTIC, Policy
 
 Case = dict[str, Callable[[], Any]]
 
@@ -80,6 +84,26 @@ def codec() -> None:
             "torch": lambda tc=tc: tc.to(torch.float32),
         }
         row(f"decode {name} -> float32, 16 M", decoders, n / 1e9, "Gelem/s")
+
+        stochastic(x, name)
+
+
+def stochastic(x: np.ndarray, name: str) -> None:
+    rng = np.random.default_rng(1)
+    bits = rng.integers(0, 256, x.size, np.uint8)
+    fmt, wide, out = fp8np.get_format(name), bits.astype(np.uint32), np.empty(x.size, np.uint8)
+    for rounding in STOCHASTIC:
+        codes = fp8np.encode(x, name, rounding=rounding, random_bits=bits)
+        sample = zip(x[:500].tolist(), bits[:500].tolist(), strict=True)
+        law = [reference.encode(fmt, v, rounding=rounding, random_bits=(r, 8)) for v, r in sample]
+        assert codes[:500].tolist() == law
+        kernel, rule = select("encode_f32_stochastic", fmt), conversion_rule(fmt, Policy(rounding=rounding))
+        case: Case = {
+            "fp8np": lambda kernel=kernel, rule=rule: kernel(x, rule, wide, 8, out),
+            "encode, bytes given": lambda rounding=rounding: fp8np.encode(x, name, rounding=rounding, random_bits=bits),
+            "encode, Generator": lambda rounding=rounding: fp8np.encode(x, name, rounding=rounding, random_bits=rng),
+        }
+        row(f"{rounding} float32 -> {name}, 16 M, the kernel", case, x.size / 1e9, "Gelem/s")
 
 
 def gemm() -> None:

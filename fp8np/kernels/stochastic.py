@@ -9,7 +9,7 @@ whether a sum carries past the point; here all do so in steps of 2^-17 of the fo
 
 For A and B what lies beyond the 2^-17 cannot change a carry, since it is less than one unit of the last bit that is added. So the
 cut needs no shift of its own: |x| times a power of two is converted to an integer. In 32 bits throughout, without branches,
-variable shifts or float32 subnormals, as in `fp8np.kernels.codec`: 4.0 Gelem/s on one thread with AVX-512, 2.3 with AVX2
+variable shifts or float32 subnormals, as in `fp8np.kernels.codec`: 3.4 Gelem/s on one thread with AVX-512, 2.3 with AVX2
 (`encode_f64`, on numbers that are float64 already: 1.7 with AVX-512).
 """
 
