@@ -8,20 +8,16 @@ Prints a markdown table: medians, and ours as a multiple of NumPy's float32 in t
 from __future__ import annotations
 
 import argparse
-import sys
+import statistics
 import time
-from pathlib import Path
 
 import numpy as np
-from threadpoolctl import threadpool_limits
-
-sys.path.insert(0, str(Path(__file__).parent))
-
-from speed import Case, medians
 
 import fp8np
 from fp8np.accumulators import ACCUMULATORS
 from fp8np.reference_sum import dot
+from fp8np_benchmarks.machine import limited
+from fp8np_benchmarks.runner import Pace, measured
 
 PAIRS = ["e4m3fn:e4m3fn", "e3m4:e3m4", "e4m3fn:e3m4", "e5m2:e5m2"]
 CHECKED = 20
@@ -52,9 +48,9 @@ def measure(mode: str, pair: str, size: int) -> None:
     b = fp8np.quantize(rng.standard_normal((size, size)).astype(np.float32), right)
     seconds = check(mode, a, b)
     x, y = fp8np.dequantize(a), fp8np.dequantize(b)
-    case: Case = {"fp8np": lambda: fp8np.matmul(a, b.T, accumulate=mode), "numpy float32": lambda: x @ y.T}
-    found = medians(case, 9 if seconds < SLOW else 3)
-    ours, peer = (1e-9 * size**3 / found[name] for name in case)
+    entries = {"fp8np": lambda: fp8np.matmul(a, b.T, accumulate=mode), "numpy float32": lambda: x @ y.T}
+    samples = measured(entries, Pace(rounds=9 if seconds < SLOW else 3))
+    ours, peer = (1e-9 * size**3 / statistics.median(samples[name]) for name in entries)
     print(f"| {mode} | {pair.replace(':', ' x ')} | {size} | {ours:.3g} | {peer:.3g} | {ours / peer:.2f} |", flush=True)
 
 
@@ -65,10 +61,9 @@ def main() -> None:
     parser.add_argument("--modes", nargs="+", choices=list(ACCUMULATORS), default=list(ACCUMULATORS), metavar="MODE")
     parser.add_argument("--pairs", nargs="+", help="formats of both operands; default: four for exact, the first of them for others")
     args = parser.parse_args()
-    fp8np.set_num_threads(args.threads)
     print(f"{args.threads} thread(s), medians of interleaved rounds\n")
     print("| accumulate | operands | M = N = K | GMAC/s | NumPy float32 | ratio |\n|---|---|---|---|---|---|")
-    with threadpool_limits(args.threads):
+    with limited(args.threads):
         for size in args.sizes:
             for mode in args.modes:
                 for pair in args.pairs or (PAIRS if ACCUMULATORS[mode].kind == "exact" else PAIRS[:1]):

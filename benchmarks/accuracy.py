@@ -15,16 +15,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-
-sys.path.insert(0, str(Path(__file__).parent))
-
 import torch
-from naive import fake_quantized
 
 from fp8np.model import Model
 from fp8np.ptq.recipe import get_recipe
 from fp8np.ptq.workflow import quantize_model
-from workloads import Workload, efficientnet_lite0, minilm, resnet20, speaker
+from fp8np_benchmarks.naive import fake_quantized
+from fp8np_benchmarks.workloads import Workload, efficientnet_lite0, minilm, resnet20, speaker
 
 MAKERS: dict[str, Callable[[Path, Path], Workload]] = {
     "resnet20": resnet20.workload,

@@ -6,16 +6,13 @@ python benchmarks/agreement.py --shared DIR --models DIR
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
 
 import numpy as np
 
-sys.path.insert(0, str(Path(__file__).parent))
-
 from fp8np.model import Model
 from fp8np.ptq.workflow import quantize_model
-from workloads import minilm
+from fp8np_benchmarks.workloads import minilm
 
 
 def main() -> None:

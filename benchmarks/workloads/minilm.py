@@ -12,8 +12,8 @@ from tokenizers import Tokenizer
 
 from fp8np.graph import Graph
 from fp8np.metrics import spearman
+from fp8np_benchmarks.workloads import Workload, need
 from fp8np_converters.bert import from_folder
-from workloads import Workload, need
 
 BATCH = 64
 

@@ -12,9 +12,9 @@ from resnet20 import ResNet20, normalized
 from torch import nn
 
 from fp8np.metrics import accuracy
+from fp8np_benchmarks.workloads import Workload, need
 from fp8np_converters.checkpoint import read_state_dict
 from fp8np_converters.torch_export import from_module
-from workloads import Workload, need
 
 
 def workload(shared: Path, models: Path) -> Workload:

@@ -16,9 +16,9 @@ import torch.nn.functional as F
 from torch import nn
 
 from fp8np.metrics import eer
+from fp8np_benchmarks.workloads import Workload, need
 from fp8np_converters.checkpoint import read_state_dict
 from fp8np_converters.torch_export import from_module
-from workloads import Workload, need
 
 RATE, WINDOW, HOP, MELS, FRAMES = 16000, 400, 160, 40, 160
 

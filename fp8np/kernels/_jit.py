@@ -1,10 +1,16 @@
 """The one JIT policy: the only importer of `numba.njit`, the compile options, and where compiled code is kept.
 
-Two decorators:
+Decorators of functions over arrays and numbers:
 
 - `exact`: no floating-point liberties. For everything whose bits are promised.
 - `fused`: the compiler may contract a*b + c into one fused multiply-add, and nothing else: fewer roundings, still the same
   order of operations on every thread count. It changes bits only where a product is inexact, which those of FP8 are not.
+
+Of native code, which computes on addresses (see `fp8np.kernels._program`):
+
+- `native`: as `fused`, for the parts of an entry.
+- `entry`: what a program calls, through its address.
+- `intrinsic`: LLVM instructions that Python has no word for, with a twin in Python that is its definition.
 
 Numba's own cache key sees neither the callees in other files, nor the options, nor globals (Numba issues 1833, 6845). So the
 cache directory is named by a fingerprint of everything that can change the machine code: any edit starts a new directory.
@@ -14,14 +20,16 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import inspect
 import os
 import stat
 import sys
+import threading
 import warnings
 from collections.abc import Callable, Iterator
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import Any, ClassVar, TypeVar, cast
 
 import llvmlite
 import llvmlite.binding
@@ -30,14 +38,20 @@ import numba.extending
 import numpy as np
 
 from fp8np._settings import cache_dir
+from fp8np.kernels._cpu import describe, target
 
-__all__ = ["exact", "fingerprint", "fused", "wide_vectors"]
+__all__ = ["Entry", "compiled", "entry", "exact", "fingerprint", "fused", "intrinsic", "native", "wide_vectors"]
 
 _F = TypeVar("_F", bound=Callable[..., Any])
 
 # error_model="numpy": a division by zero gives inf instead of a check that raises, which would block vectorisation.
 # nogil: kernels own no shared state, so threads of fp8np's own pool run them side by side.
 _OPTIONS: dict[str, Any] = {"nogil": True, "error_model": "numpy"}
+
+
+# FP8NP_CPU stands for another CPU, so everything is compiled for that one. Otherwise Numba's choice is not touched.
+if (_target := target()) is not None:
+    numba.config.CPU_NAME, numba.config.CPU_FEATURES = _target
 
 
 def exact(function: _F) -> _F:
@@ -48,6 +62,115 @@ def exact(function: _F) -> _F:
 def fused(function: _F) -> _F:
     """Compiles `function` on first call; multiply-adds may be fused. NaN, infinities and signed zeros keep their meaning."""
     return _compile(function, fastmath={"contract"})
+
+
+native = fused
+
+
+def compiled() -> bool:
+    """Whether kernels are compiled: not under ``NUMBA_DISABLE_JIT=1``, where they run as the plain Python that they are."""
+    return not numba.config.DISABLE_JIT
+
+
+class Entry:
+    """A function of three integers (address of its words, number of the unit, address of scratch memory) that a program calls.
+
+    Compiled when its address is first asked for. Uncompiled, the address is a number that stands for the function.
+    """
+
+    _BY_ADDRESS: ClassVar[dict[int, Callable[..., None]]] = {}
+
+    def __init__(self, function: Callable[[int, int, int], None]) -> None:
+        self.function = function
+        self.name = f"{function.__module__.removeprefix('fp8np.kernels.')}.{function.__name__}"
+        self._made: Any = None
+        self._lock = threading.Lock()
+
+    @property
+    def address(self) -> int:
+        """Where a program finds it."""
+        with self._lock:
+            if self._made is None:
+                self._made = self._make()
+        return int(self._made.address) if compiled() else cast(int, self._made)
+
+    def _make(self) -> Any:
+        if not compiled():
+            address = len(self._BY_ADDRESS) + 1
+            self._BY_ADDRESS[address] = self.function
+            return address
+        i64 = numba.types.int64
+        with compiling(self.name), _cache_directory() as cache:
+            return numba.cfunc(numba.types.void(i64, i64, i64), cache=cache, fastmath={"contract"}, error_model="numpy")(self.function)
+
+    @classmethod
+    def call(cls, address: int, words: int, unit: int, scratch: int) -> None:
+        """Calls the function that an uncompiled entry's address stands for."""
+        cls._BY_ADDRESS[address](words, unit, scratch)
+
+
+def entry(function: Callable[[int, int, int], None]) -> Entry:
+    """Makes a function an `Entry`; multiply-adds in it may be fused."""
+    return Entry(function)
+
+
+_watchers: list[Callable[[str, bool], None]] = []
+
+
+@contextlib.contextmanager
+def compiling(name: str) -> Iterator[None]:
+    """Tells whoever watches that a function is being compiled, or read from the cache."""
+    for watch in _watchers:
+        watch(name, False)
+    try:
+        yield
+    finally:
+        for watch in _watchers:
+            watch(name, True)
+
+
+@contextlib.contextmanager
+def watching(watch: Callable[[str, bool], None]) -> Iterator[None]:
+    """Calls ``watch(name, done)`` before and after each function that is compiled meanwhile."""
+    _watchers.append(watch)
+    try:
+        yield
+    finally:
+        _watchers.remove(watch)
+
+
+def intrinsic(twin: Callable[..., Any], result: Any, *parameters: Any) -> Callable[[Callable[..., Any]], Any]:
+    """Makes ``emit(builder, *values)``, which writes LLVM instructions, a function of the given Numba types.
+
+    Args:
+        twin: the same in Python: what runs uncompiled. Kept as the attribute ``twin``.
+        result, parameters: Numba types.
+    """
+
+    def decorate(emit: Callable[..., Any]) -> Any:
+        if not compiled():
+            return twin
+
+        def typed(typing: Any, *arguments: Any) -> Any:
+            def generate(context: Any, builder: Any, signature: Any, values: Any) -> Any:
+                made = emit(builder, *values)
+                return context.get_dummy_value() if made is None else made
+
+            return result(*parameters), generate
+
+        # Numba counts the parameters of what it is given.
+        names = [f"a{i}" for i in range(len(parameters))]
+        typed.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
+            [inspect.Parameter(name, inspect.Parameter.POSITIONAL_OR_KEYWORD) for name in ("typing", *names)]
+        )
+        typed.__name__ = typed.__qualname__ = emit.__name__
+        typed.__doc__ = emit.__doc__
+        typed.__module__ = emit.__module__
+        made = numba.extending.intrinsic(typed)
+        made.twin = twin
+        return made
+
+    return decorate
 
 
 def wide_vectors() -> None:
@@ -152,6 +275,7 @@ def fingerprint() -> str:
         llvmlite.binding.get_process_triple(),
         llvmlite.binding.get_host_cpu_name(),
         llvmlite.binding.get_host_cpu_features().flatten(),
+        describe().tier,
         *(f"{name}={value}" for name, value in sorted(os.environ.items()) if name.startswith("NUMBA_")),
     ]
     for path in sorted(Path(__file__).parent.glob("*.py")):

@@ -11,15 +11,15 @@ import contextlib
 import os
 import threading
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextvars import ContextVar
 from numbers import Integral
+from queue import SimpleQueue
 from typing import Any
 
 from fp8np._settings import default_threads
 from fp8np.errors import PolicyError
 
-__all__ = ["get_num_threads", "parallel_for", "set_num_threads", "threads"]
+__all__ = ["Offer", "get_num_threads", "offer", "parallel_for", "set_num_threads", "threads"]
 
 # Handing a range to another thread costs tens of microseconds; below this much work per thread (in multiply-adds, or
 # elements converted) a range stays with the caller.
@@ -31,8 +31,6 @@ RANGES = 4
 
 _default: int | None = None
 _override: ContextVar[int | None] = ContextVar("fp8np_threads", default=None)
-_lock = threading.Lock()
-_pool: tuple[int, int, ThreadPoolExecutor] | None = None  # (process id, workers, pool)
 
 
 def get_num_threads() -> int:
@@ -75,14 +73,80 @@ def _checked(n: Any) -> int:
     return int(n)
 
 
-def _executor(workers: int) -> ThreadPoolExecutor:
-    # A forked child inherits the object but not its threads, hence the process id. A smaller pool is left to drain: the
-    # interpreter joins its idle threads at exit.
+class Offer:
+    """Work that other threads may join until it is closed."""
+
+    __slots__ = ("_closed", "_entered", "_left", "_lock", "work")
+
+    def __init__(self, work: Callable[[int], None]) -> None:
+        self.work = work
+        self._lock = threading.Lock()
+        self._closed = False
+        self._entered = 0
+        self._left: SimpleQueue[None] = SimpleQueue()
+
+    def take(self, index: int) -> None:
+        """Calls ``work(index)``, unless the offer is closed."""
+        with self._lock:
+            if self._closed:
+                return
+            self._entered += 1
+        self.work(index)
+        self._left.put(None)
+
+    def close(self) -> int:
+        """Lets nobody in any more; how many have entered."""
+        with self._lock:
+            self._closed = True
+            return self._entered
+
+    def join(self) -> None:
+        """Closes, and waits until all who entered have left."""
+        for _ in range(self.close()):
+            self._left.get()
+
+
+class _Pool:
+    """Threads that take up offers: as many as were ever wanted at a time. They end with the process."""
+
+    def __init__(self) -> None:
+        self._offers: SimpleQueue[tuple[Offer, int]] = SimpleQueue()
+        self._lock = threading.Lock()
+        self._threads = 0
+
+    def put(self, offered: Offer, count: int) -> None:
+        if self._threads < count:
+            with self._lock:
+                for i in range(self._threads, count):
+                    threading.Thread(target=self._serve, name=f"fp8np-{i + 1}", daemon=True).start()
+                self._threads = max(self._threads, count)
+        for i in range(count):
+            self._offers.put((offered, i + 1))
+
+    def _serve(self) -> None:
+        while True:
+            offered, index = self._offers.get()
+            offered.take(index)
+
+
+_pool = _Pool()
+
+
+def _forget() -> None:
     global _pool
-    with _lock:
-        if _pool is None or _pool[0] != os.getpid() or _pool[1] < workers:
-            _pool = (os.getpid(), workers, ThreadPoolExecutor(workers, thread_name_prefix="fp8np"))
-        return _pool[2]
+    _pool = _Pool()
+
+
+# A forked child has the object but not its threads.
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget)
+
+
+def offer(work: Callable[[int], None], helpers: int) -> Offer:
+    """Invites `helpers` other threads to call ``work(i)``, i = 1 .. helpers. Who offers works too, as number 0, then closes."""
+    offered = Offer(work)
+    _pool.put(offered, helpers)
+    return offered
 
 
 def parallel_for(run: Callable[[int, int], None], items: int, work: int) -> None:
@@ -101,7 +165,7 @@ def parallel_for(run: Callable[[int, int], None], items: int, work: int) -> None
     parts = min(items, count * RANGES)
     waiting = [(items * i // parts, items * (i + 1) // parts) for i in reversed(range(parts))]
 
-    def work_off() -> None:
+    def work_off(_: int = 0) -> None:
         while True:
             try:
                 start, stop = waiting.pop()  # atomic
@@ -110,8 +174,8 @@ def parallel_for(run: Callable[[int, int], None], items: int, work: int) -> None
             run(start, stop)
 
     # The caller works too: one hand-over less, and nested calls cannot starve each other.
-    pool = _executor(count - 1)
-    futures = [pool.submit(work_off) for _ in range(count - 1)]
-    work_off()
-    for future in futures:
-        future.result()
+    offered = offer(work_off, count - 1)
+    try:
+        work_off()
+    finally:
+        offered.join()

@@ -1,0 +1,228 @@
+"""How blocks of sums become results: scales, bias, residual, activation, rounding to the next format. And where pixels lie.
+
+A block is 32 output pixels by 32 columns. Output pixels are counted along the padded picture ("raster"), so that neighbours in a
+block are neighbours in memory across the ends of rows; what falls between rows is not stored::
+
+    x x x x . .      width 6, valid 4: a block of 32 runs on through the dots
+    x x x x . .      With a stride of two, blocks end with the row instead (width = valid): a row is a segment of its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from fp8np.kernels import _words as W
+from fp8np.kernels._engine import DEPTH, ELEMENT, STEP
+from fp8np.kernels._functions import activate
+from fp8np.kernels._grid import ROUND_WORDS, on_grid, rounding_of, store_widened
+from fp8np.kernels._jit import native
+from fp8np.kernels._native import float_at, word
+from fp8np.kernels._program import Word, float_word
+from fp8np.kernels._vector import floats, load, load_n, maximum, minimum, select, store, store_n
+
+__all__ = ["Ending", "Left", "View", "finish", "geometry", "no_bias"]
+
+
+@dataclass(frozen=True)
+class View:
+    """Where the pixels of an image (B, H, W, N) lie: an address, and bytes from image to image, row to row, pixel to pixel."""
+
+    address: Word
+    image: int
+    row: int
+    pixel: int
+
+    @property
+    def words(self) -> tuple[Word, ...]:
+        """As an entry reads it."""
+        return self.address, self.image, self.row, self.pixel
+
+
+_NOWHERE: tuple[Word, ...] = (0, 0, 0, 0)
+
+
+@dataclass(frozen=True)
+class Left:
+    """The left operand, and which of its pixels are read.
+
+    Attributes:
+        view: the tap (0, 0) of output pixel (0, 0) of the first image; distances between output pixels.
+        images, height, width: of the output.
+        raster: pixels from row to row of the output, in pixels of `view`, where blocks may run on across rows; 0 where not.
+        scale: address of the float32 scale.
+        row_scale: address of a float32 for each output pixel of an image, in place of `scale`; None where there is none.
+        part: bytes from a part to the next, where a float32 is three parts; 0 where values are one.
+    """
+
+    view: View
+    images: int
+    height: int
+    width: int
+    raster: int
+    scale: Word
+    row_scale: Word | None = None
+    part: int = 0
+
+
+@dataclass(frozen=True)
+class Ending:
+    """What becomes of the sums: act(sum * scales + bias + residual), stored as float32, or on the grid of a format, or both.
+
+    Attributes:
+        scale: f32 (blocks * 32,), one for each column.
+        bias: f32 (blocks * 32,), zeros where there is none.
+        out: float32 (B, H, W, N) to be written; columns past N are not touched.
+        grid: a widened image to be written, whole steps of channels.
+        panel: bytes from a panel of it to the next.
+        rounding: the words of `round_words`, for it.
+        residual: float32 (B, H, W, N) added before the activation.
+        kind, lo, hi: the activation, as `activate` takes it.
+        one_nan: whether every NaN of `out` is 0x7FC00000.
+    """
+
+    scale: npt.NDArray[np.float32]
+    bias: npt.NDArray[np.float32]
+    out: View | None = None
+    grid: View | None = None
+    panel: int = 0
+    rounding: Sequence[Word] = ()
+    residual: View | None = None
+    kind: int = 0
+    lo: float = -np.inf
+    hi: float = np.inf
+    one_nan: bool = False
+
+
+def no_bias(blocks: int) -> npt.NDArray[np.float32]:
+    """The bias of blocks that have none."""
+    return np.zeros(blocks * 32, np.float32)
+
+
+def geometry(left: Left) -> tuple[int, int, int]:
+    """Segments of an image, pixels of a segment, and from row to row."""
+    if left.raster:
+        return 1, (left.height - 1) * left.raster + left.width, left.raster
+    return left.height, left.width, left.width
+
+
+def words(
+    left: Left, ending: Ending, columns: int, *, table: tuple[Word, ...], cut: tuple[int, int], widened: bool, depth: int, pairs: Any
+) -> tuple[Word, ...]:
+    """The words of a product; table: offsets, steps, packed, tables, blocks. In the order of `fp8np.kernels._words`."""
+    segments, count, width = geometry(left)
+    flags = (
+        (ending.residual is not None) * W.HAS_RESIDUAL
+        | (ending.out is not None) * W.HAS_OUT
+        | (ending.grid is not None) * W.HAS_GRID
+        | widened * W.WIDENED
+        | ending.one_nan * W.ONE_NAN
+        | (left.row_scale is not None) * W.HAS_ROW_SCALE
+    )
+    return (
+        *left.view.words,
+        *table,
+        columns,
+        *cut,
+        left.images,
+        segments,
+        count,
+        width,
+        left.width,
+        left.scale,
+        ending.scale,
+        ending.bias,
+        ending.kind,
+        float_word(ending.lo),
+        float_word(ending.hi),
+        flags,
+        depth,
+        0 if left.row_scale is None else left.row_scale,
+        pairs,
+        len(pairs),
+        *(ending.residual.words if ending.residual else _NOWHERE),
+        *(ending.out.words if ending.out else _NOWHERE),
+        *(ending.grid.words if ending.grid else _NOWHERE),
+        ending.panel,
+        *(ending.rounding if ending.grid else (0,) * ROUND_WORDS),
+    )
+
+
+@native
+def _activated(v: Any, kind: int, lo: Any, hi: Any) -> Any:
+    # Most activations are a clamp, which stays in the loop; a call would spill every register.
+    if kind == 0:
+        return minimum(floats(hi), maximum(floats(lo), v))
+    return activate(v, kind, lo, hi)
+
+
+@native
+def finish(args: int, c: int, image: int, segment: int, p: int, rows: int, column: int) -> None:
+    """The end of a block: `rows` pixels of a segment from raster position p on, columns column .. column + 31, sums at c."""
+    # All words are read before the loop: the compiler cannot know that stores do not change them.
+    left = word(args, W.N) - column
+    width, valid = word(args, W.WIDTH), word(args, W.VALID)
+    flags, kind = word(args, W.FLAGS), word(args, W.KIND)
+    lo, hi = float_at(args + 8 * W.LO), float_at(args + 8 * W.HI)
+    a_scale = floats(float_at(word(args, W.A_SCALE)))
+    w0, w1 = load(word(args, W.W_SCALE) + 4 * column), load(word(args, W.W_SCALE) + 4 * column + 64)
+    b0, b1 = load(word(args, W.BIAS) + 4 * column), load(word(args, W.BIAS) + 4 * column + 64)
+    residual = word(args, W.RESIDUAL) + image * word(args, W.RESIDUAL + 1) + 4 * column
+    residual_row, residual_pixel = word(args, W.RESIDUAL + 2), word(args, W.RESIDUAL + 3)
+    out = word(args, W.OUT) + image * word(args, W.OUT + 1) + 4 * column
+    out_row, out_pixel = word(args, W.OUT + 2), word(args, W.OUT + 3)
+    step = column // STEP
+    grid = word(args, W.GRID) + image * word(args, W.GRID + 1) + step // DEPTH * word(args, W.PANEL) + step % DEPTH * STEP * ELEMENT
+    grid_row, grid_pixel = word(args, W.GRID + 2), word(args, W.GRID + 3)
+    row_scale = word(args, W.ROW_SCALE)
+    has_residual, has_out, has_grid = flags & W.HAS_RESIDUAL, flags & W.HAS_OUT, flags & W.HAS_GRID
+    one_nan, has_row_scale = flags & W.ONE_NAN, flags & W.HAS_ROW_SCALE
+    inverse = floats(np.float32(1))
+    if has_grid:
+        inverse = floats(np.float32(1) / float_at(word(args, W.ROUND)))
+    smallest, lift, bound, top = rounding_of(args + 8 * W.ROUND)
+    nan = floats(np.float32(np.nan))
+    y = p // width
+    x = p - y * width
+    y += segment
+    for r in range(rows):
+        if x < valid:
+            source = c + (r // 16) * 2048 + (r % 16) * 64
+            own = a_scale
+            if has_row_scale:
+                own = floats(float_at(row_scale + 4 * (y * valid + x)))
+            v0 = load(source) * own * w0 + b0
+            v1 = load(source + 1024) * own * w1 + b1
+            if has_residual:
+                place = residual + y * residual_row + x * residual_pixel
+                if left >= 32:
+                    v0 = v0 + load(place)
+                    v1 = v1 + load(place + 64)
+                else:
+                    v0 = v0 + load_n(place, left)
+                    v1 = v1 + load_n(place + 64, left - 16)
+            v0 = _activated(v0, kind, lo, hi)
+            v1 = _activated(v1, kind, lo, hi)
+            if has_out:
+                place = out + y * out_row + x * out_pixel
+                if one_nan:
+                    v0 = select(v0 == v0, v0, nan)
+                    v1 = select(v1 == v1, v1, nan)
+                if left >= 32:
+                    store(place, v0)
+                    store(place + 64, v1)
+                else:
+                    store_n(place, v0, left)
+                    store_n(place + 64, v1, left - 16)
+            if has_grid:
+                place = grid + y * grid_row + x * grid_pixel
+                store_widened(place, on_grid(v0 * inverse, smallest, lift, bound, top))
+                store_widened(place + 16 * ELEMENT, on_grid(v1 * inverse, smallest, lift, bound, top))
+        x += 1
+        if x == width:
+            x = 0
+            y += 1

@@ -1,0 +1,158 @@
+"""What `_float_blocks` is made of: transposed words, and float32 as three bfloat16 that AMX multiplies. Each has a twin in NumPy.
+
+A float32 has 24 bits, a bfloat16 eight: cut off, the high part, the middle and the low one hold all of them::
+
+    x         1.fffffff|ffffffff|ffffffff * 2^e      high  + middle + low
+                        below 2^(e - 7)               below 2^(e - 15)
+    rounded             up to 2^(e - 8)               up to 2^(e - 17), signs differ
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from llvmlite import ir
+from numba.core import types
+
+from fp8np.kernels._emit import I8, I32, I64, at, call, load, loop, plus, store, times
+from fp8np.kernels._jit import intrinsic
+from fp8np.kernels._vector import F32, memory
+
+__all__ = ["LEFT_STEP", "PARTS", "RIGHT_STEP", "high_halves", "parts_block_1", "parts_block_2", "transpose_16"]
+
+_VI = ir.VectorType(I32, 16)
+
+
+# -- words ------------------------------------------------------------------------------------------------------------
+#
+# Lane group q (128 bits) of vector i is made of words 4c .. 4c + 3 of row i + 4q, by loads alone. Transposing the 4 x 4 words
+# within each lane group, over i, then gives columns 4c .. 4c + 3 with their rows in order: 32 shuffles, none of which crosses a lane
+# group, where a transpose of whole registers takes 64.
+
+
+def _transpose_twin(source: int, distance: int, out: int, stride: int) -> None:
+    words = np.stack([memory(source + i * distance, 16, np.uint32) for i in range(16)])
+    for i in range(16):
+        memory(out + i * stride, 16, np.uint32)[:] = words[:, i]
+
+
+@intrinsic(_transpose_twin, types.void, *(types.int64,) * 4)
+def transpose_16(builder: Any, source: Any, distance: Any, out: Any, stride: Any) -> Any:
+    """Sixteen rows of sixteen words of 32 bits, at distances of `distance` -> their columns, at distances of `stride`."""
+
+    def shuffle(x: Any, y: Any, places: list[int]) -> Any:
+        return builder.shuffle_vector(x, y, ir.Constant(ir.VectorType(I32, len(places)), places))
+
+    def in_groups(pattern: tuple[int, int, int, int]) -> list[int]:
+        # pattern: words of a lane group, those of the second operand from 4 on.
+        return [4 * q + p if p < 4 else 16 + 4 * q + p - 4 for q in range(4) for p in pattern]
+
+    quarter = ir.VectorType(I32, 4)
+    starts = [plus(builder, source, times(builder, distance, i)) for i in range(16)]
+    for c in range(4):
+        rows = []
+        for i in range(4):
+            pieces = [load(builder, plus(builder, starts[i + 4 * q], 16 * c), quarter) for q in range(4)]
+            halves = [shuffle(x, y, list(range(8))) for x, y in (pieces[:2], pieces[2:])]
+            rows.append(shuffle(halves[0], halves[1], list(range(16))))
+        for half, pattern in enumerate(((0, 4, 1, 5), (2, 6, 3, 7))):
+            pair = [shuffle(rows[i], rows[i + 1], in_groups(pattern)) for i in (0, 2)]
+            for j, order in enumerate(((0, 1, 4, 5), (2, 3, 6, 7))):
+                place = plus(builder, out, times(builder, stride, 4 * c + 2 * half + j))
+                store(builder, shuffle(pair[0], pair[1], in_groups(order)), place)
+
+
+def _high_halves_twin(x: Any, y: Any) -> Any:
+    return ((x.view(np.uint32) >> np.uint32(16)) | (y.view(np.uint32) & np.uint32(0xFFFF0000))).view(np.float32)
+
+
+@intrinsic(_high_halves_twin, F32, F32, F32)
+def high_halves(builder: Any, x: Any, y: Any) -> Any:
+    """Pairs of bfloat16, cut off from the floats of x and y: words with that of x in their low half, of y in their high one."""
+    words = ir.VectorType(ir.IntType(16), 32)
+    places = ir.Constant(words, [i for lane in range(16) for i in (2 * lane + 1, 32 + 2 * lane + 1)])
+    name = "llvm.x86.avx512.vpermi2var.hi.512"
+    return builder.bitcast(call(builder, name, words, builder.bitcast(x, words), places, builder.bitcast(y, words)), x.type)
+
+
+# -- products of parts, on AMX ----------------------------------------------------------------------------------------
+
+PARTS = 3
+LEFT_STEP = PARTS * 64
+"""Bytes of 32 terms of a row of the left operand: the high parts, the middle ones, the low ones."""
+RIGHT_STEP = PARTS * 2048
+"""Bytes of 32 terms of 32 columns of the right operand: for each part two tiles."""
+
+_HIGH, _MIDDLE, _LOW = range(3)
+# Parts of a and b that are multiplied. Each has an operand in common with the one before, whose tiles stay. With a cut off and b
+# rounded, what is left out is below 2^-22 of a product.
+_SMALL = ((_LOW, _HIGH), (_MIDDLE, _HIGH), (_MIDDLE, _MIDDLE), (_HIGH, _MIDDLE), (_HIGH, _LOW))
+
+
+def _tile(builder: Any, name: str, *args: Any) -> None:
+    call(builder, f"llvm.x86.{name}", ir.VoidType(), *[ir.Constant(I8, a) if isinstance(a, int) else a for a in args])
+
+
+def _parts(rows: int) -> Callable[..., Any]:
+    # Tiles as in `_x86`: sums 0 .. 3, a 4 and 5, b 6 and 7.
+    sums, left, right = (0, 1, 2, 3)[: 2 * rows], (4, 5)[:rows], (6, 7)
+
+    def emit(builder: Any, a: Any, stride: Any, b: Any, c: Any, steps: Any) -> None:
+        line = ir.Constant(I64, 64)
+        below = times(builder, stride, 16)
+        for t in sums:
+            _tile(builder, "tilezero", t)
+
+        def multiply(step: Any, pairs: tuple[tuple[int, int], ...]) -> list[Any]:
+            top, column = plus(builder, a, times(builder, step, LEFT_STEP)), plus(builder, b, times(builder, step, RIGHT_STEP))
+            held: tuple[Any, Any] = (None, None)
+            for pair in pairs:
+                if pair[0] != held[0]:
+                    for i, t in enumerate(left):
+                        place = plus(builder, top, pair[0] * 64)
+                        _tile(builder, "tileloadd64", t, at(builder, place if i == 0 else plus(builder, place, below)), stride)
+                if pair[1] != held[1]:
+                    for j, t in enumerate(right):
+                        _tile(builder, "tileloadd64", t, at(builder, plus(builder, column, pair[1] * 2048 + j * 1024)), line)
+                held = pair
+                for i, ta in enumerate(left):
+                    for j, tb in enumerate(right):
+                        _tile(builder, "tdpbf16ps", sums[2 * i + j], ta, tb)
+            return []
+
+        # The small products first: they then add hardly any rounding to that of the large ones.
+        loop(builder, steps, [], lambda step, _: multiply(step, _SMALL))
+        loop(builder, steps, [], lambda step, _: multiply(step, ((_HIGH, _HIGH),)))
+        for t in sums:
+            _tile(builder, "tilestored64", t, at(builder, plus(builder, c, t * 1024)), line)
+
+    return emit
+
+
+def _bf16_values(words: Any) -> Any:
+    return (words.astype(np.uint32) << np.uint32(16)).view(np.float32)
+
+
+def _parts_twin(rows: int) -> Callable[..., None]:
+    def twin(a: int, stride: int, b: int, c: int, steps: int) -> None:
+        sums = memory(c, rows * 512, np.float32).reshape(rows, 2, 16, 16)
+        sums[:] = 0
+        for pairs in (_SMALL, ((_HIGH, _HIGH),)):
+            for s in range(steps):
+                right = _bf16_values(memory(b + s * RIGHT_STEP, RIGHT_STEP // 2, np.uint16)).reshape(PARTS, 2, 16, 16, 2)
+                for r in range(16 * rows):
+                    left = _bf16_values(memory(a + r * stride + s * LEFT_STEP, 32 * PARTS, np.uint16)).reshape(PARTS, 16, 2)
+                    for i, j in pairs:
+                        sums[r // 16, :, r % 16] += np.einsum("ph,jpnh->jn", left[i], right[j])
+
+    return twin
+
+
+_BLOCK = (types.void, *(types.int64,) * 5)
+
+parts_block_2 = intrinsic(_parts_twin(2), *_BLOCK)(_parts(2))
+"""c = a @ b of 32 rows and 32 columns: (a, stride, b, c, steps); sums as in `fp8np.kernels._x86`."""
+parts_block_1 = intrinsic(_parts_twin(1), *_BLOCK)(_parts(1))
+"""The same for 16 rows."""

@@ -1,0 +1,246 @@
+"""Programs: steps of native code that threads work off together, without returning to Python in between.
+
+A step is an `Entry`, the words that it reads, and a number of units, independent pieces of work. All steps of a program are rows
+of one table, and one compiled loop runs them, on every thread that takes part::
+
+    for each step:
+        while a unit is unclaimed: claim it (one atomic addition), run it
+        wait until all units of the step are done
+
+Nothing is handed out beforehand: a thread that comes late, or that the operating system stops for a while, takes fewer units, and
+the thread that started the program can finish it alone. So programs of several callers never wait for each other. Which
+thread runs a unit changes no bit, since units write to different places.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from fp8np.kernels._jit import Entry, exact
+from fp8np.kernels._native import call, call_plain, fetch_and_add, pause, shared_word, word
+from fp8np.kernels._threads import Offer, get_num_threads, offer
+
+__all__ = ["ALIGNMENT", "Arena", "External", "Program", "Task", "Word", "aligned", "float_word", "run_tasks"]
+
+ALIGNMENT = 64
+"""Buffers start on a cache line: vectors that cross one cost up to four times (AMX), 1.4 times (AVX-512)."""
+
+SLACK = 4096
+"""Bytes after a buffer that kernels may read, never use: blocks are whole, sizes are not."""
+
+_STEP = 4  # words of a step: entry, words, units, and one unused
+_LINE = 16  # counters of a step are two cache lines, in words
+
+# How often a waiting thread looks before it lets others run: about 20 microseconds.
+_SPINS = 1000
+
+
+@dataclass(frozen=True)
+class Arena:
+    """A word: an address in the memory of a run, `offset` bytes from its start."""
+
+    offset: int
+
+
+@dataclass(frozen=True)
+class External:
+    """A word: the address of an array that each run brings, plus `offset` bytes."""
+
+    name: str
+    offset: int = 0
+
+
+Word = int | Arena | External | npt.NDArray[Any]
+"""A number; an address in the arena or of what the caller brings; or that of an array, which is kept alive and must not move."""
+
+
+def float_word(x: float) -> int:
+    """A word whose low half holds a float32."""
+    return int(np.float32(x).view(np.uint32))
+
+
+@dataclass(frozen=True)
+class Task:
+    """A step of a program.
+
+    Attributes:
+        entry: what runs.
+        words: what it reads, in its own order.
+        units: how many pieces of work it has; an entry is called with numbers 0 .. units - 1, in any order, by any thread.
+        scratch: bytes of memory that a unit needs for itself.
+    """
+
+    entry: Entry
+    words: tuple[Word, ...]
+    units: int
+    scratch: int = 0
+
+
+@exact
+def _work(steps: int, count: int, counters: int, scratch: int, rest: int, left: int) -> None:
+    # steps: address of int64 (count, 4); counters: address of int64 (count, 16), zero: claimed, and a line further done.
+    # rest: address of a C function that lets other threads run, or 0; left: address of the counter of threads that are through.
+    for s in range(count):
+        step = steps + s * 32
+        entry = word(step, 0)
+        words = word(step, 1)
+        units = word(step, 2)
+        claimed = counters + s * 128
+        done = claimed + 64
+        mine = 0
+        unit = fetch_and_add(claimed, 1)
+        while unit < units:
+            call(entry, words, unit, scratch)
+            mine += 1
+            unit = fetch_and_add(claimed, 1)
+        if mine:
+            fetch_and_add(done, mine)
+        spins = 0
+        while shared_word(done) < units:
+            pause()
+            spins += 1
+            if spins == _SPINS and rest != 0:
+                spins = 0
+                call_plain(rest)
+    fetch_and_add(left, 1)
+
+
+@exact
+def _wait(counter: int, value: int, rest: int) -> None:
+    # Until the int64 at `counter` is `value`.
+    spins = 0
+    while shared_word(counter) < value:
+        pause()
+        spins += 1
+        if spins == _SPINS and rest != 0:
+            spins = 0
+            call_plain(rest)
+
+
+@lru_cache(maxsize=1)
+def _rest() -> int:
+    """The address of the operating system's function that lets other threads run; 0 where there is none."""
+    try:
+        function: Any = ctypes.windll.kernel32.SwitchToThread if sys.platform == "win32" else ctypes.CDLL(None).sched_yield
+    except (AttributeError, OSError):
+        return 0
+    return ctypes.cast(function, ctypes.c_void_p).value or 0
+
+
+def aligned(size: int) -> npt.NDArray[np.uint8]:
+    """`size` bytes, uninitialised, from a cache line on, with SLACK bytes after them."""
+    raw = np.empty(size + SLACK + ALIGNMENT, np.uint8)
+    skip = -raw.ctypes.data % ALIGNMENT
+    return raw[skip : skip + size + SLACK]
+
+
+class Program:
+    """Tasks in order, with the memory that their results share. Any number of threads may run one at a time.
+
+    Args:
+        tasks: the steps.
+        arena: bytes of memory that a run needs.
+        zeroed: of these, from the start, how many must be zero when a memory is first used.
+    """
+
+    def __init__(self, tasks: Sequence[Task], arena: int = 0, zeroed: int = 0) -> None:
+        self.tasks = tuple(tasks)
+        self.arena = arena
+        self._zeroed = zeroed
+        self._scratch = -(-(max((t.scratch for t in tasks), default=0) + SLACK) // 4096) * 4096
+        starts = np.cumsum([0, *(len(t.words) for t in tasks)])
+        self._words = np.zeros(int(starts[-1]), np.int64)
+        relative: list[int] = []
+        external: dict[str, list[tuple[int, int]]] = {}
+        self._kept: list[Any] = []
+        for start, task in zip(starts, tasks, strict=False):
+            for i, value in enumerate(task.words, int(start)):
+                if isinstance(value, Arena):
+                    relative.append(i)
+                    self._words[i] = value.offset
+                elif isinstance(value, External):
+                    external.setdefault(value.name, []).append((i, value.offset))
+                elif isinstance(value, np.ndarray):
+                    self._kept.append(value)
+                    self._words[i] = value.ctypes.data
+                else:
+                    self._words[i] = value
+        self._relative = np.array(relative, np.int64)
+        self.externals = {n: (np.array([p for p, _ in ps]), np.array([o for _, o in ps])) for n, ps in external.items()}
+        self._starts = starts[:-1] * 8
+        self._steps = np.zeros((len(tasks), _STEP), np.int64)
+        self._steps[:, 0] = [t.entry.address for t in tasks]
+        self._steps[:, 2] = [t.units for t in tasks]
+        self._most = max((t.units for t in tasks), default=0)
+        self._free: list[_Memory] = []
+
+    def memory(self) -> _Memory:
+        """A memory for one run at a time: to be given back by `release`."""
+        try:
+            return self._free.pop()  # atomic
+        except IndexError:
+            return _Memory(self)
+
+    def release(self, memory: _Memory) -> None:
+        """Keeps a memory for the next run."""
+        self._free.append(memory)
+
+
+class _Memory:
+    """What one run at a time of a program works in."""
+
+    def __init__(self, program: Program) -> None:
+        self.program = program
+        self.arena = aligned(program.arena)
+        self.arena[: program._zeroed] = 0
+        self._words = program._words.copy()
+        self._words[program._relative] += self.arena.ctypes.data
+        self._steps = program._steps.copy()
+        self._steps[:, 1] = self._words.ctypes.data + program._starts
+        self._counters = aligned(len(self._steps) * _LINE * 8 + 64)[: len(self._steps) * _LINE * 8 + 64].view(np.int64)
+        self._scratch: list[Any] = []
+        self._ends = (self._steps.ctypes.data, self._counters.ctypes.data, self._counters.ctypes.data + len(self._steps) * _LINE * 8)
+
+    def bind(self, name: str, address: int) -> None:
+        """Says where an external array lies."""
+        places, offsets = self.program.externals[name]
+        self._words[places] = offsets + address
+
+    def run(self, first: int = 0, stop: int | None = None, threads: int | None = None) -> None:
+        """Runs the steps first .. stop, on as many threads as have units to do."""
+        program = self.program
+        count = (len(self._steps) if stop is None else stop) - first
+        if count <= 0:
+            return
+        threads = min(get_num_threads() if threads is None else threads, program._most)
+        while len(self._scratch) < threads:
+            self._scratch.append(aligned(program._scratch))
+        self._counters[:] = 0
+        steps, counters, left = self._ends
+        arguments = steps + first * _STEP * 8, count, counters + first * _LINE * 8
+        rest = _rest()
+        offered: Offer | None = None
+        if threads > 1:
+            scratch = self._scratch
+
+            def help(i: int) -> None:
+                _work(*arguments, scratch[i].ctypes.data, rest, left)
+
+            offered = offer(help, threads - 1)
+        _work(*arguments, self._scratch[0].ctypes.data, rest, left)
+        if offered is not None and (entered := offered.close()):
+            # A thread that entered has seen the table, and leaves it as soon as it has looked at every step.
+            _wait(left, entered + 1, rest)
+
+
+def run_tasks(*tasks: Task, arena: int = 0, threads: int | None = None) -> None:
+    """Runs tasks once."""
+    Program(tasks, arena).memory().run(threads=threads)
