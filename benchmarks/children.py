@@ -23,9 +23,9 @@ def launched(command: Sequence[str], environment: Mapping[str, str] | None = Non
     Raises:
         RuntimeError: it failed; says the last line of what it complained about.
     """
-    done = subprocess.run(
-        [sys.executable, *command], env={**os.environ, **(environment or {})}, capture_output=True, text=True, check=False
-    )
+    # Modules are compiled to bytecode once, as pip does with what it installs.
+    inherited = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
+    done = subprocess.run([sys.executable, *command], env={**inherited, **(environment or {})}, capture_output=True, text=True, check=False)
     if done.returncode:
         raise RuntimeError((done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1])
     return done.stdout

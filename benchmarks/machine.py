@@ -21,7 +21,7 @@ import numpy as np
 from fp8np.kernels import _cpu, _peak
 from fp8np.kernels._threads import threads as our_threads
 
-__all__ = ["Ceiling", "ceilings", "copy_bandwidth", "facts", "limited", "peak", "roof", "tier"]
+__all__ = ["Ceiling", "ceilings", "copy_bandwidth", "facts", "limited", "peak", "roof", "tier", "usable_cores"]
 
 MEMORY_COPY = 1 << 30
 """Bytes moved by the copy whose bandwidth is that of memory: more than caches hold."""
@@ -121,12 +121,17 @@ def ceilings(threads: int, *, quick: bool = False) -> dict[str, float]:
     return found
 
 
+def usable_cores() -> int:
+    """That this process may run on."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def facts(threads: int, *, quick: bool = False) -> dict[str, Any]:
     """What a reader of the figures has to know of the machine, its ceilings measured, as JSON has it."""
     machine = _cpu.describe()
     return {
         "cpu": _cpu_name(),
-        "usable cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "usable cores": usable_cores(),
         "threads": threads,
         "tier": machine.tier,
         "why": machine.reason,

@@ -9,20 +9,33 @@ from fp8np.errors import InputError, MissingDependencyError
 from fp8np_benchmarks.case import OURS
 from fp8np_benchmarks.results import Row, Run
 
-__all__ = ["draw"]
+__all__ = ["check_target", "draw"]
+
+
+def check_target(path: Path) -> None:
+    """Whether `draw` can write such a file.
+
+    Raises:
+        MissingDependencyError: matplotlib is not installed. InputError: the suffix of the file is none that it knows.
+    """
+    try:
+        from matplotlib.backend_bases import FigureCanvasBase
+    except ImportError as error:
+        raise MissingDependencyError("drawing needs matplotlib: pip install 'fp8np[plot]'") from error
+    known = FigureCanvasBase.get_supported_filetypes()
+    if path.suffix.removeprefix(".").lower() not in known:
+        raise InputError(f"{path}: expected a file named .{', .'.join(known)}")
 
 
 def draw(run: Run, path: Path) -> None:
     """Writes a roofline of the products, and bars of the ratios; the suffix of `path` says how.
 
     Raises:
-        MissingDependencyError: matplotlib is not installed. InputError: the suffix is none it knows, or nothing was timed.
+        InputError: nothing was timed. And as `check_target`.
     """
-    try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise MissingDependencyError("drawing needs matplotlib: pip install 'fp8np[plot]'") from error
+    check_target(path)
+    from matplotlib.figure import Figure
+
     timed = [row for row in run.rows if OURS in row.samples]
     if not timed:
         raise InputError("there is nothing to draw: no case was timed")
@@ -30,17 +43,13 @@ def draw(run: Run, path: Path) -> None:
     compared = [row for row in timed if row.peers]
     heights = [5.0] * bool(products) + [1 + 0.16 * sum(len(row.peers) + 1 for row in compared)] * bool(compared) or [1.0]
     figure = Figure(figsize=(9, sum(heights) + 0.5), layout="constrained")
-    FigureCanvasAgg(figure)
     axes = figure.subplots(len(heights), 1, squeeze=False, height_ratios=heights)[:, 0].tolist()
     figure.suptitle(f"{run.machine['cpu']}, {run.machine['threads']} threads, tier {run.machine['tier']}")
     if products:
         _roofline(axes.pop(0), products, run)
     if compared:
         _bars(axes.pop(0), compared)
-    try:
-        figure.savefig(path, dpi=150)
-    except ValueError as error:
-        raise InputError(f"{path}: {error}") from error
+    figure.savefig(path, dpi=150)
 
 
 def _roofline(axis: Any, rows: list[Row], run: Run) -> None:
@@ -48,10 +57,10 @@ def _roofline(axis: Any, rows: list[Row], run: Run) -> None:
     ahead = [row.work / row.traffic for row in rows]
     low, high = min(ahead) / 2, max(ahead) * 2
     ceilings = run.machine.get("ceilings", {})
-    ending = f"{run.machine['threads']} thread"
-    copies = [(name, rate) for name, rate in ceilings.items() if name.startswith("copy") and ending in name]
+    ending = f", {run.machine['threads']} thread{'s' * (run.machine['threads'] > 1)}"
+    copies = [(name, rate) for name, rate in ceilings.items() if name.startswith("copy") and name.endswith(ending)]
     for name, rate in ceilings.items():
-        if not name.startswith("copy") and ending in name:
+        if not name.startswith("copy") and name.endswith(ending):
             axis.plot([low, high], [rate / 1e9] * 2, color="black", lw=1)
             axis.annotate(name, (high, rate / 1e9), ha="right", va="bottom", fontsize=8)
     for name, rate in copies:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from fp8np_benchmarks.case import OURS, Case, CheckError, Ready, SkipCase
+from fp8np_benchmarks.case import OURS, Case, CheckError, Ready, SkipCase, is_ours
 from fp8np_benchmarks.machine import limited, tier
 from fp8np_benchmarks.results import Row
 
@@ -109,7 +109,10 @@ def run_case(case: Case, pace: Pace) -> Row:
             return row
         ceiling = None if case.ceiling is None else case.ceiling()
         entries = {name: call for name, call in ready.entries.items() if name in checked}
-        samples = measured(entries, pace, gauge=GAUGES[case.measured], warm=case.warm, rounds=case.rounds)
+        try:
+            samples = measured(entries, pace, gauge=GAUGES[case.measured], warm=case.warm, rounds=case.rounds)
+        except Exception as error:
+            return replace(row, failed={**failed, OURS: f"failed while it or a peer was timed: {_words(error)}"})
     return replace(row, samples=samples, ceiling=None if ceiling is None else (ceiling.name, ceiling.rate))
 
 
@@ -123,12 +126,14 @@ def _checked(ready: Ready) -> tuple[dict[str, str], dict[str, str], dict[str, st
             result = call()
         except Exception as error:
             # A peer that refuses, a CPU without an instruction for example, is not a wrong result.
-            (failed if name.startswith(OURS) else absent)[name] = f"does not run: {_words(error)}"
+            (failed if is_ours(name) else absent)[name] = f"does not run: {_words(error)}"
             continue
         try:
             checked[name] = ready.check(name, result)
         except CheckError as error:
             failed[name] = str(error)
+        except Exception as error:
+            failed[name] = f"could not be checked: {_words(error)}"
     return checked, failed, absent
 
 

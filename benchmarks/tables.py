@@ -130,7 +130,7 @@ def _table(title: str | None) -> Table:
 def _scale(value: float, measured: str) -> tuple[float, str]:
     if measured == "bytes":
         return 1e-6, "MB"
-    return (1.0, "s") if value >= 1 else (1e3, "ms") if value >= 1e-3 else (1e6, "us")
+    return (1.0, "s") if value >= 1 else (1e3, "ms") if value >= 1e-3 else (1e6, "µs")
 
 
 def _number(value: float) -> str:

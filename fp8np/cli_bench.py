@@ -11,6 +11,7 @@ import click
 
 from fp8np._settings import default_threads
 from fp8np._terminal import Target, console, progress, writing
+from fp8np.errors import InputError
 
 __all__ = ["bench"]
 
@@ -87,10 +88,12 @@ def bench(
 
 
 def _threads(asked: int | None) -> int:
-    usable = default_threads()
-    if asked is not None and asked > usable:
-        raise click.BadParameter(f"{asked}, but this process may use {usable} cores.", param_hint="--threads")
-    return asked or usable
+    from fp8np_benchmarks.machine import usable_cores
+
+    threads, cores = asked or default_threads(), usable_cores()
+    if threads > cores:
+        raise click.BadParameter(f"{threads} threads, but this process may use {cores} cores.", param_hint="--threads")
+    return threads
 
 
 def _print_readme(file: Path) -> None:
@@ -137,6 +140,8 @@ def _measure(
     from fp8np_benchmarks.suites import cases
     from fp8np_benchmarks.tables import run_table
 
+    if plot_file is not None:
+        _check_plot(plot_file)
     planned = cases(suites, Setting(threads, quick, models, shared))
     if patterns:
         names = [case.name for case in planned]
@@ -168,6 +173,16 @@ def _measure(
         raise KeyboardInterrupt
     if not run.clean:
         sys.exit(1)
+
+
+def _check_plot(path: Path) -> None:
+    """Before minutes of measuring, not after."""
+    from fp8np_benchmarks.picture import check_target
+
+    try:
+        check_target(path)
+    except InputError as error:
+        raise click.BadParameter(str(error), param_hint="--plot") from error
 
 
 def _write(run: Any, path: Path | None) -> None:

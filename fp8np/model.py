@@ -15,7 +15,7 @@ from fp8np.graph import Graph, Structure, Value
 from fp8np.inputs import declared_arrays, signature
 from fp8np.interpret import bind_sizes
 from fp8np.kernels._threads import threads as thread_limit
-from fp8np.plan import Plan, Weights, make_plan
+from fp8np.plan import Plan, Weights, fused, make_plan
 
 __all__ = ["Model", "load", "run"]
 
@@ -45,6 +45,7 @@ class Model:
     def __init__(self, graph: Graph, *, checked: bool = False) -> None:
         self._graph = graph if checked else check(graph)
         self._weights = Weights(graph.constants)
+        self._fused: Graph | None = None
         self._plans: OrderedDict[tuple[tuple[int, ...], ...], Plan] = OrderedDict()
         self._lock = threading.Lock()
 
@@ -87,7 +88,9 @@ class Model:
             if plan is not None:
                 self._plans.move_to_end(key)
                 return plan
-        plan = make_plan(self._graph, bind_sizes(self._graph, arrays), self._weights)
+            if self._fused is None:
+                self._fused = fused(self._graph)
+        plan = make_plan(self._fused, bind_sizes(self._graph, arrays), self._weights)
         with self._lock:
             self._plans[key] = plan
             while len(self._plans) > _MAX_PLANS:

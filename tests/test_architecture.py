@@ -24,6 +24,8 @@ from fp8np.model import Model
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "fp8np"
+# The folders of modules; the others are installed as fp8np_converters and fp8np_benchmarks.
+TOPS = ("fp8np", "converters", "benchmarks")
 
 # docs/design.md: a module imports only from its own level or below. A folder's own modules share its level unless named.
 LEVELS = {
@@ -72,6 +74,7 @@ LEVELS = {
     "explain": 9,
     "plot": 9,
     "_terminal": 9,
+    "cli_bench": 10,
     "cli_verify": 10,
     "cli_explain": 10,
     "cli": 10,
@@ -115,9 +118,11 @@ def test_imports_go_down(module: str, path: Path) -> None:
 
 @pytest.mark.parametrize(("module", "path"), list(modules()))
 def test_only_the_command_line_knows_the_converters(module: str, path: Path) -> None:
-    foreign = {name.split(".")[0] for name in imported(path)} & {"torch", "transformers", "onnx", "gfloat", "fp8np_converters"}
+    known = {"torch", "transformers", "onnx", "gfloat", "fp8np_converters", "fp8np_benchmarks"}
+    foreign = {name.split(".")[0] for name in imported(path)} & known
     # The references that `fp8np verify` compares with, each where it is installed.
-    assert not foreign or module in {"cli", "verify.references"}, f"{module} imports {foreign}"
+    assert not foreign or module in {"cli", "cli_bench", "verify.references"}, f"{module} imports {foreign}"
+    assert "fp8np_benchmarks" not in foreign or module == "cli_bench"
 
 
 @pytest.mark.parametrize(("module", "path"), list(modules()))
@@ -154,7 +159,7 @@ def test_formats_are_named_in_one_table() -> None:
         assert not strings & names or module in allowed, f"{module} names {sorted(strings & names)}"
 
 
-@pytest.mark.parametrize("path", [*PACKAGE.rglob("*.py"), *(ROOT / "converters").rglob("*.py")], ids=lambda p: p.name)
+@pytest.mark.parametrize("path", [p for top in TOPS for p in (ROOT / top).rglob("*.py")], ids=lambda p: p.name)
 def test_modules_can_be_read_in_a_sitting(path: Path) -> None:
     lines = path.read_text(encoding="utf-8").count("\n")
     assert lines <= MAX_LINES, f"{path.name} has {lines} lines: make it a folder"
@@ -162,8 +167,8 @@ def test_modules_can_be_read_in_a_sitting(path: Path) -> None:
 
 def test_every_folder_is_installed() -> None:
     listed = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["setuptools"]["packages"]
-    found = {".".join(p.parent.relative_to(ROOT).parts) for top in ("fp8np", "converters") for p in (ROOT / top).rglob("__init__.py")}
-    assert sorted(listed) == sorted(name.replace("converters", "fp8np_converters") for name in found)
+    found = {".".join(p.parent.relative_to(ROOT).parts) for top in TOPS for p in (ROOT / top).rglob("__init__.py")}
+    assert sorted(listed) == sorted(re.sub("^(converters|benchmarks)", r"fp8np_\1", name) for name in found)
 
 
 def run_python(code: str) -> str:

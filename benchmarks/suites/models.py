@@ -72,9 +72,9 @@ def memory(build: Callable[[], Network], threads: int) -> Ready:
     """The most that a process holds while it loads a network from a file and runs it once, above what it holds after its imports."""
     if not memory_supported():
         raise SkipCase("this system does not say how large a process has been (/proc/self/status)")
+    network: Network = built(build)
     import torch
 
-    network: Network = built(build)
     quantized = quantize_model(network.graph, RECIPE, network.calibration, report_batches=1).graph
     scratch = tempfile.TemporaryDirectory(ignore_cleanup_errors=True)
     folder = Path(scratch.name)

@@ -111,9 +111,9 @@ def geometry(left: Left) -> tuple[int, int, int]:
 
 
 def words(
-    left: Left, ending: Ending, columns: int, *, table: tuple[Word, ...], cut: tuple[int, int], widened: bool, depth: int, pairs: Any
+    left: Left, ending: Ending, columns: int, *, table: tuple[Word, ...], cut: tuple[int, int], widened: bool, depth: int, pairs: Any, panel: int | None = None
 ) -> tuple[Word, ...]:
-    """The words of a product; table: offsets, steps, packed, tables, blocks. In the order of `fp8np.kernels._words`."""
+    """The words of a product; table: offsets, steps, packed, tables, blocks; panel: of a, where columns are grouped. In the order of `fp8np.kernels._words`."""
     segments, count, width = geometry(left)
     flags = (
         (ending.residual is not None) * W.HAS_RESIDUAL
@@ -122,6 +122,7 @@ def words(
         | widened * W.WIDENED
         | ending.one_nan * W.ONE_NAN
         | (left.row_scale is not None) * W.HAS_ROW_SCALE
+        | (panel is not None) * W.GROUPED
     )
     return (
         *left.view.words,
@@ -148,6 +149,7 @@ def words(
         *(ending.out.words if ending.out else _NOWHERE),
         *(ending.grid.words if ending.grid else _NOWHERE),
         ending.panel,
+        panel or 0,
         *(ending.rounding if ending.grid else (0,) * ROUND_WORDS),
     )
 

@@ -23,6 +23,7 @@ from fp8np.kernels._cpu import Cpu, describe
 from fp8np.kernels._fma import fma_1x32, fma_2x16, fma_4x16, fma_8x32
 from fp8np.kernels._jit import native
 from fp8np.kernels._native import byte_at, float_at, put_byte, put_float
+from fp8np.kernels._program import aligned_copy
 from fp8np.kernels._vector import as_float, as_int, floats, ints, load_bytes, select_int, shl, store
 from fp8np.kernels._x86 import amx_block_1, amx_block_2, bf16_dots_8, tiles_off, tiles_on, widen_64, widen_packed_64
 
@@ -36,6 +37,7 @@ __all__ = [
     "decode_tables",
     "end",
     "pack_codes",
+    "pack_values",
     "packed_steps",
     "widen_codes",
     "widen_slab",
@@ -240,15 +242,41 @@ def packed_steps(k: int) -> int:
     return max(1, -(-k // STEP))
 
 
+def _in_order(rows: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """(N, K) -> (blocks, steps, 1024): the elements of each slab in the order in which the engine multiplies them."""
+    n, k = rows.shape
+    blocks, steps = -(-n // COLUMNS), k // STEP
+    full = np.zeros((blocks * COLUMNS, k), rows.dtype)
+    full[:n] = rows
+    if _HALF:
+        # tile, pair of k, column, k in the pair
+        return full.reshape(blocks, 2, 16, steps, 16, 2).transpose(0, 3, 1, 4, 2, 5).reshape(blocks, steps, 1024)
+    return full.reshape(blocks, COLUMNS, steps, STEP).transpose(0, 2, 3, 1).reshape(blocks, steps, 1024)
+
+
 def pack_codes(codes: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
     """A right operand u8 (N, K), K a multiple of STEP, as `widen_slab` reads it: u8 (blocks, steps, 1024). Columns past N are zero."""
-    n, k = codes.shape
-    blocks, steps = -(-n // COLUMNS), k // STEP
-    full = np.zeros((blocks * COLUMNS, k), np.uint8)
-    full[:n] = codes
+    ordered = _in_order(codes)
     if not _HALF:
-        # block, step, k, column
-        return np.ascontiguousarray(full.reshape(blocks, COLUMNS, steps, STEP).transpose(0, 2, 3, 1)).reshape(blocks, steps, 1024)
-    # block, step, tile, pair of k, column, k in the pair; then within 64: eight of the first 32, eight of the second, ...
-    tiles = full.reshape(blocks, 2, 16, steps, 16, 2).transpose(0, 3, 1, 4, 2, 5).reshape(blocks, steps, 16, 2, 4, 8)
-    return np.ascontiguousarray(tiles.swapaxes(3, 4)).reshape(blocks, steps, 1024)
+        return aligned_copy(ordered)
+    # Of each 64, eight of the first 32, eight of the second, and so on: what `vpunpck` interleaves.
+    blocks, steps, _ = ordered.shape
+    return aligned_copy(ordered.reshape(blocks, steps, 16, 2, 4, 8).swapaxes(3, 4)).reshape(blocks, steps, 1024)
+
+
+def pack_values(values: npt.NDArray[np.float32]) -> npt.NDArray[np.uint8]:
+    """A right operand f32 (N, K) as a slab, nothing rounded: u8 (parts, blocks, steps, 1024 * ELEMENT), three parts of bfloat16 or one."""
+    ordered = _in_order(values)
+    if not _HALF:
+        return aligned_copy(ordered[None]).view(np.uint8)
+    parts = aligned_copy(np.empty((3, *ordered.shape), np.uint16))
+    rest = np.ascontiguousarray(ordered)
+    for i in range(3):
+        with np.errstate(over="ignore", invalid="ignore"):
+            bits = rest.view(np.uint32)
+            # To nearest even; a NaN keeps its upper half.
+            rounded = (bits + np.uint32(0x7FFF) + (bits >> 16 & 1)) >> 16
+            parts[i] = np.where(np.isnan(rest), bits >> 16 | 0x40, rounded)
+            kept = (parts[i].astype(np.uint32) << 16).view(np.float32)
+            rest = np.where(np.isfinite(kept), rest - kept, np.float32(0))
+    return parts.view(np.uint8)

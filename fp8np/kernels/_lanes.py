@@ -93,13 +93,13 @@ def transpose_words(builder: Any, source: Any, stride: Any, out: Any, out_stride
         for i in range(4):
             pieces = [load(builder, plus(builder, starts[i + 4 * q], 16 * c), quarter) for q in range(4)]
             halves = [_shuffle(builder, x, y, list(range(8))) for x, y in (pieces[:2], pieces[2:])]
-            rows.append(_shuffle(builder, *halves, list(range(16))))
+            rows.append(_shuffle(builder, halves[0], halves[1], list(range(16))))
         low = [_shuffle(builder, rows[i], rows[i + 1], in_groups((0, 4, 1, 5))) for i in (0, 2)]
         high = [_shuffle(builder, rows[i], rows[i + 1], in_groups((2, 6, 3, 7))) for i in (0, 2)]
         for half, pair in enumerate((low, high)):
             for j, pattern in enumerate(((0, 1, 4, 5), (2, 3, 6, 7))):
                 place = plus(builder, out, times(builder, out_stride, 4 * c + 2 * half + j))
-                store(builder, _shuffle(builder, *pair, in_groups(pattern)), place)
+                store(builder, _shuffle(builder, pair[0], pair[1], in_groups(pattern)), place)
 
 
 @intrinsic(_transpose_twin(np.uint8), types.void, *(types.int64,) * 4)

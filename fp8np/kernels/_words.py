@@ -10,7 +10,8 @@ OFFSETS, STEPS, PACKED, TABLES, BLOCKS, N, CHUNK, GROUP = range(4, 12)
 IMAGES, SEGMENTS, COUNT, WIDTH, VALID = range(12, 17)  # segments of an image, pixels of a segment, of a row, and those stored
 A_SCALE, W_SCALE, BIAS, KIND, LO, HI, FLAGS, DEPTH, ROW_SCALE, PAIRS, TERMS = range(17, 28)
 RESIDUAL, OUT, GRID, PANEL = 28, 32, 36, 40  # three views, and bytes from panel to panel of the grid
-ROUND = 41  # the words of a rounding
+A_PANEL = 41  # bytes from panel to panel of a, where each block of columns reads a step of its own
+ROUND = 42  # the words of a rounding
 
 # Flags
-HAS_RESIDUAL, HAS_OUT, HAS_GRID, WIDENED, ONE_NAN, HAS_ROW_SCALE = 1, 2, 4, 8, 16, 32
+HAS_RESIDUAL, HAS_OUT, HAS_GRID, WIDENED, ONE_NAN, HAS_ROW_SCALE, GROUPED = 1, 2, 4, 8, 16, 32, 64

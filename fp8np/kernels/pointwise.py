@@ -40,7 +40,10 @@ def unary_task(x: Word, y: Word, n: int, kind: str, lo: float = -_INF, hi: float
     Args:
         x: float32 (n,).
         y: float32 (n,); may be x.
-        kind, lo, hi: a name in `ACTIVATIONS`, and what it takes as parameters.
+        n: number of elements.
+        kind: a name in `ACTIVATIONS`.
+        lo: what it takes as lo.
+        hi: what it takes as hi.
     """
     return Task(unary, (x, y, n, ACTIVATIONS[kind], float_word(lo), float_word(hi)), -(-n // UNIT))
 
@@ -139,6 +142,8 @@ def binary_task(
         shape: R, I, N.
         strides: in elements, of v along R, I and N; the last is 0 or 1.
         x_row: elements from a row of x to the next; N where it is dense.
+        lo: the smallest y.
+        hi: the largest y.
     """
     outer, inner, n = shape
     # Columns are cut only where a row is more than a unit.

@@ -69,6 +69,9 @@ def product(args: int, unit: int, scratch: int) -> None:
     begin(scratch)
     for n in range(first_block, min(first_block + group, blocks)):
         packed = word(args, W.PACKED) + n * steps * size
+        own = 0
+        if flags & W.GROUPED:
+            own = n // DEPTH * word(args, W.A_PANEL) + n % DEPTH * STEP * ELEMENT
         s = 0
         while s < steps:
             deep = min(depth, steps - s)
@@ -83,7 +86,7 @@ def product(args: int, unit: int, scratch: int) -> None:
                 image = segment // segments
                 within = segment - image * segments
                 rows = min(32, count - p)
-                a = word(args, W.A) + image * word(args, W.A + 1) + within * word(args, W.A + 2) + p * stride
+                a = own + word(args, W.A) + image * word(args, W.A + 1) + within * word(args, W.A + 2) + p * stride
                 c = scratch + _C + (i - start) * waits
                 for t in range(terms):
                     left, right = word(pairs, 2 * t), word(pairs, 2 * t + 1)
@@ -116,7 +119,7 @@ def _cut(total: int, blocks: int, steps: int, threads: int) -> tuple[int, int]:
     return chunk, max(1, min(blocks, aim // one))
 
 
-def product_task(left: Left, packed: Packed, offsets: npt.NDArray[np.int64], ending: Ending, *, threads: int = 1) -> Task:
+def product_task(left: Left, packed: Packed, offsets: npt.NDArray[np.int64], ending: Ending, *, threads: int = 1, panel: int | None = None) -> Task:
     """The task of a product.
 
     Args:
@@ -125,6 +128,8 @@ def product_task(left: Left, packed: Packed, offsets: npt.NDArray[np.int64], end
         offsets: i64 (steps,), bytes from a pixel's tap (0, 0) to what each step reads.
         ending: what becomes of the sums.
         threads: units are cut so that so many have something to do.
+        panel: None; or bytes from a panel of the left operand to the next, where each block of columns reads its own step of 32
+            channels alone (a convolution in groups).
     """
     blocks, steps = packed.blocks, packed.codes.shape[-2]
     segments, count, _ = geometry(left)
@@ -137,5 +142,5 @@ def product_task(left: Left, packed: Packed, offsets: npt.NDArray[np.int64], end
     chunk, group = _cut(total, blocks, steps * len(pairs), threads)
     depth = steps if steps <= 2 * DEPTH or (packed.widened and total == 1) else DEPTH
     table = offsets, steps, packed.codes, packed.tables, blocks
-    what = words(left, ending, packed.columns, table=table, cut=(chunk, group), widened=packed.widened, depth=depth, pairs=pairs)
+    what = words(left, ending, packed.columns, table=table, cut=(chunk, group), widened=packed.widened, depth=depth, pairs=pairs, panel=panel)
     return Task(product, what, -(-total // chunk) * -(-blocks // group), _C + (4096 if depth >= steps else chunk * 4096))

@@ -20,7 +20,7 @@ from fp8np.kernels._native import float_at, put_float, word
 from fp8np.kernels._program import Task, Word, float_word
 from fp8np.kernels._vector import absolute, floats, largest, load, load_bf16, load_n, maximum, select, store_n
 
-__all__ = ["quantize_planes_task", "quantize_task", "scale_tasks", "split_task", "widen_task"]
+__all__ = ["place_task", "quantize_planes_task", "quantize_task", "scale_tasks", "split_task", "widen_task"]
 
 _DEEP = DEPTH * STEP
 """Channels of a panel."""
@@ -169,6 +169,28 @@ def split_task(source: View, target: View, panel: int, part: int, shape: tuple[i
     """float32 (B, H, W, C) -> an image of PARTS parts; part: bytes from one to the next."""
     sizes, units = _sizes(*shape, panel)
     return Task(split_rows, (*source.words, *target.words, *sizes, part), units)
+
+
+@entry
+def place_rows(args: int, unit: int, scratch: int) -> None:
+    """float32 (B, C, H, W) of any strides -> channels last, of any strides. A unit is a row of an image.
+
+    Words: source, its strides of B, C, H, W; target, its strides of B, H, W; C, H, W.
+    """
+    C, H, W = word(args, 9), word(args, 10), word(args, 11)
+    b, y = unit // H, unit % H
+    source = word(args, 0) + b * word(args, 1) + y * word(args, 3)
+    target = word(args, 5) + b * word(args, 6) + y * word(args, 7)
+    plane, step, pixel = word(args, 2), word(args, 4), word(args, 8)
+    for c in range(C):
+        for x in range(W):
+            put_float(target + x * pixel + 4 * c, float_at(source + c * plane + x * step))
+
+
+def place_task(source: Word, strides: Sequence[int], target: View, shape: tuple[int, int, int, int]) -> Task:
+    """float32 (B, C, H, W) at strides in bytes -> pixels of a few channels; shape (B, C, H, W)."""
+    images, channels, height, width = shape
+    return Task(place_rows, (source, *strides, *target.words, channels, height, width), images * height)
 
 
 # -- dynamic scales ---------------------------------------------------------------------------------------------------

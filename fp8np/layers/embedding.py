@@ -31,10 +31,11 @@ def shape(weight: Spec, indices: Spec) -> Spec:
 
 def embedding(weight: Any, indices: Any) -> Any:
     """y = weight[indices]"""
-    return weight[_checked("embedding", indices, len(weight))]
+    return weight[checked_indices("embedding", indices, len(weight))]
 
 
-def _checked(name: str, indices: Any, rows: int) -> Any:
+def checked_indices(name: str, indices: Any, rows: int) -> Any:
+    """The indices, unless one is not below `rows`. Raises InputError."""
     # NumPy would take -1 for the last row.
     if indices.size and not 0 <= indices.min() <= indices.max() < rows:
         raise InputError(f"{name}: expected indices in 0..{rows - 1}; got {indices.min()}..{indices.max()}")
@@ -53,7 +54,7 @@ def bind(call: Call, _select: Select) -> Step | None:
     if not isinstance(call.constants[0], QTensor):
         return None
     rows = _rows_of(call.constants[0])
-    return lambda weight, indices: rows(_checked("embedding", indices, len(weight)))
+    return lambda weight, indices: rows(checked_indices("embedding", indices, len(weight)))
 
 
 def bag_shape(
@@ -93,7 +94,7 @@ def embedding_bag(
     padding_idx: int | None,
 ) -> Any:
     """y[b] = sum, mean or max of weight[i] over the indices i in bag b"""
-    flat = _checked("embedding_bag", indices, len(weight)).reshape(-1)
+    flat = checked_indices("embedding_bag", indices, len(weight)).reshape(-1)
     bag = _bag_of_each(indices, offsets, include_last_offset)
     bags = len(indices) if offsets is None else len(offsets) - include_last_offset
     keep = bag >= 0
@@ -140,7 +141,7 @@ def bind_bag(call: Call, _select: Select) -> Step | None:
     rows = _rows_of(call.constants[0])
 
     def step(weight: QTensor, indices: Any, offsets: Any = None, per_sample_weights: Any = None) -> Any:
-        used, place = np.unique(_checked("embedding_bag", indices, len(weight)), return_inverse=True)
+        used, place = np.unique(checked_indices("embedding_bag", indices, len(weight)), return_inverse=True)
         padding = call.attrs["padding_idx"]
         # Indices become places among the rows used; so does the one that is skipped, where it occurs.
         skipped = None if padding is None or padding not in used else int(np.searchsorted(used, padding))

@@ -1,0 +1,97 @@
+"""Products with what follows them: fused_conv2d and fused_linear, which the passes of `fp8np.plan` make of several nodes.
+
+    y = activation(product(x, weight) + bias + residual)
+
+x, weight and bias as in conv2d and linear; residual of y's shape. pads are zeros (top, left, bottom, right). The activation "" is
+a clamp to lo .. hi, which is none, relu, relu6 or hardtanh; the others are ops of that name, "gelu_tanh" gelu with approximate
+"tanh".
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from fp8np.layers._checks import require_floats, require_shape
+from fp8np.layers._op import OPS, Spec, op
+from fp8np.scheme import PerChannel, PerTensor
+
+ACTIVATIONS = ("", "gelu", "gelu_tanh", "silu", "sigmoid", "tanh", "hardswish", "hardsigmoid", "mish")
+
+
+def _activated(y: Any, activation: str, lo: float, hi: float) -> Any:
+    if activation == "":
+        return np.clip(y, lo, hi)
+    if activation == "gelu_tanh":
+        return OPS["gelu"].define(y, approximate="tanh")
+    return OPS[activation].define(y, **dict(OPS[activation].attrs))
+
+
+def conv_shape(x: Spec, weight: Spec, bias: Spec | None = None, residual: Spec | None = None, *, pads: Any, **attrs: Any) -> Spec:
+    """(B, C, H, W), (O, C/G, kh, kw), (O,) -> (B, O, Ho, Wo)"""
+    top, left, bottom, right = pads
+    padded = Spec((*x.shape[:-2], x.shape[-2] + top + bottom, x.shape[-1] + left + right), x.dtype)
+    kept = {name: attrs[name] for name in ("stride", "dilation", "groups")}
+    y = OPS["conv2d"].shape(padded, weight, bias, padding=(0, 0), **kept)
+    assert isinstance(y, Spec)  # noqa: S101 - conv2d has one output
+    require_floats("fused_conv2d", residual=residual)
+    require_shape("fused_conv2d", y.shape, residual=residual)
+    return y
+
+
+def fused_conv2d(
+    x: Any,
+    weight: Any,
+    bias: Any = None,
+    residual: Any = None,
+    *,
+    stride: tuple[int, int],
+    pads: tuple[int, int, int, int],
+    dilation: tuple[int, int],
+    groups: int,
+    activation: str,
+    lo: float,
+    hi: float,
+) -> Any:
+    """y = activation(conv2d(x, weight) + bias + residual)"""
+    top, left, bottom, right = pads
+    padded = np.pad(x, (*((0, 0),) * (x.ndim - 2), (top, bottom), (left, right)))
+    y = OPS["conv2d"].define(padded, weight, bias, stride=stride, padding=(0, 0), dilation=dilation, groups=groups)
+    return _activated(y if residual is None else y + residual, activation, lo, hi)
+
+
+def linear_shape(x: Spec, weight: Spec, bias: Spec | None = None, residual: Spec | None = None, **attrs: Any) -> Spec:
+    """(..., K), (N, K), (N,) -> (..., N)"""
+    y = OPS["linear"].shape(x, weight, bias)
+    assert isinstance(y, Spec)  # noqa: S101 - linear has one output
+    require_floats("fused_linear", residual=residual)
+    require_shape("fused_linear", y.shape, residual=residual)
+    return y
+
+
+def fused_linear(x: Any, weight: Any, bias: Any = None, residual: Any = None, *, activation: str, lo: float, hi: float) -> Any:
+    """y = activation(x @ weight^T + bias + residual)"""
+    y = OPS["linear"].define(x, weight, bias)
+    return _activated(y if residual is None else y + residual, activation, lo, hi)
+
+
+_INPUTS = ("x", "weight", "bias?", "residual?")
+_ENDING = {"activation": "", "lo": float("-inf"), "hi": float("inf")}
+
+op(
+    "fused_conv2d",
+    _INPUTS,
+    shape=conv_shape,
+    define=fused_conv2d,
+    attrs={"stride": (1, 1), "pads": (0, 0, 0, 0), "dilation": (1, 1), "groups": 1, **_ENDING},
+    quantizable={"x": PerTensor(), "weight": PerChannel(0)},
+)
+op(
+    "fused_linear",
+    _INPUTS,
+    shape=linear_shape,
+    define=fused_linear,
+    attrs=_ENDING,
+    quantizable={"x": PerTensor(), "weight": PerChannel(0)},
+)

@@ -1,0 +1,195 @@
+"""Fusion: passes over graphs, each named, pure and checkable. A fused graph means what it meant before; it has fewer nodes.
+
+1. `pads_into_convolutions`: zeros that a pad node puts around a picture become the convolution's own padding.
+2. `products_as_fused`: conv2d, conv1d and linear become fused_conv2d and fused_linear.
+3. `residuals_into_products`, `activations_into_products`: what follows a product, and nothing else reads, becomes its ending.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
+from typing import Any
+
+from fp8np.graph import Graph, Node, Value, leaves, pruned
+from fp8np.layers._op import OPS
+
+__all__ = ["PASSES", "fused"]
+
+Pass = Callable[[Graph], Graph]
+
+_PRODUCTS = ("fused_conv2d", "fused_linear")
+
+
+def fused(graph: Graph) -> Graph:
+    """The graph after all passes."""
+    for _, apply in PASSES:
+        graph = apply(graph)
+    return graph
+
+
+def pads_into_convolutions(graph: Graph) -> Graph:
+    """pad -> conv2d, and pad -> quantize -> conv2d, where all readers are convolutions: the code of zero is zero."""
+    readers = graph.consumers()
+    kept = set(leaves(graph.outputs))
+    values = dict(graph.values)
+    replaced: dict[str, tuple[str, tuple[int, int, int, int]]] = {}  # a padded value -> the value without, and its pads
+    changed: dict[str, Node] = {}
+    for node in graph.nodes:
+        if node.op != "pad" or node.outputs[0] in kept:
+            continue
+        pads = _zero_pads(node)
+        users = readers.get(node.outputs[0], [])
+        through = [u for u in users if u.op == "quantize"]
+        ends = [u for q in through for u in readers.get(q.outputs[0], [])] + [u for u in users if u.op != "quantize"]
+        first = all(u.op == "conv2d" and u.inputs[0] in {node.outputs[0], *(q.outputs[0] for q in through)} for u in ends)
+        if pads is None or not ends or not first or any(q.outputs[0] in kept for q in through):
+            continue
+        source = node.inputs[0]
+        assert source is not None  # noqa: S101 - pad's input is required
+        replaced[node.outputs[0]] = source, pads
+        for q in through:
+            changed[q.name] = q.replace(inputs=(source,))
+            values[q.outputs[0]] = Value(q.outputs[0], graph.facts(source).shape, graph.values[q.outputs[0]].dtype)
+            replaced[q.outputs[0]] = q.outputs[0], pads
+    if not replaced:
+        return graph
+    nodes = []
+    for node in graph.nodes:
+        node = changed.get(node.name, node)
+        name = node.inputs[0] if node.inputs else None
+        if node.op == "conv2d" and name in replaced:
+            source, (top, left, bottom, right) = replaced[name]
+            attrs = OPS["conv2d"].filled(node.attrs)
+            own = _pads(attrs.pop("padding"), graph.facts(str(node.inputs[1])).shape[2:], attrs["dilation"])
+            total = (own[0] + top, own[1] + left, own[2] + bottom, own[3] + right)
+            node = node.replace(op="fused_conv2d", inputs=(source, *node.inputs[1:], None), attrs=MappingProxyType({**attrs, "pads": total}))
+        nodes.append(node)
+    return pruned(graph.replace(nodes=tuple(nodes), values=MappingProxyType(values)))
+
+
+def _zero_pads(node: Node) -> tuple[int, int, int, int] | None:
+    attrs = OPS["pad"].filled(node.attrs)
+    pad = tuple(attrs["pad"])
+    if attrs["mode"] != "constant" or attrs["value"] not in (None, 0, 0.0) or any(not isinstance(p, int) or p < 0 for p in pad):
+        return None
+    if len(pad) == 2:
+        return 0, pad[0], 0, pad[1]
+    if len(pad) < 4 or any(pad[4:]):
+        return None
+    return pad[2], pad[0], pad[3], pad[1]
+
+
+def _pads(padding: Any, kernel: tuple[Any, ...], dilation: tuple[int, ...]) -> tuple[int, int, int, int]:
+    if padding == "valid":
+        return 0, 0, 0, 0
+    if padding == "same":
+        totals = [d * (k - 1) for d, k in zip(dilation, kernel, strict=True)]
+        return totals[0] // 2, totals[1] // 2, totals[0] - totals[0] // 2, totals[1] - totals[1] // 2
+    return padding[0], padding[1], padding[0], padding[1]
+
+
+def products_as_fused(graph: Graph) -> Graph:
+    """Every conv2d and linear, by itself."""
+    nodes = []
+    for node in graph.nodes:
+        if node.op == "linear":
+            node = node.replace(op="fused_linear", inputs=(*node.inputs, *(None,) * (4 - len(node.inputs))))
+        elif node.op == "conv2d" and len(graph.facts(str(node.inputs[0])).shape) == 4:
+            attrs = OPS["conv2d"].filled(node.attrs)
+            pads = _pads(attrs.pop("padding"), graph.facts(str(node.inputs[1])).shape[2:], attrs["dilation"])
+            inputs = (*node.inputs, *(None,) * (4 - len(node.inputs)))
+            node = node.replace(op="fused_conv2d", inputs=inputs, attrs=MappingProxyType({**attrs, "pads": pads}))
+        nodes.append(node)
+    return graph.replace(nodes=tuple(nodes))
+
+
+def residuals_into_products(graph: Graph) -> Graph:
+    """product -> add, where the other operand has the same shape: the later of two products takes the other as its residual."""
+
+    def joined(product: Node, add: Node) -> Node | None:
+        attrs = OPS["add"].filled(add.attrs)
+        others = [name for name in add.inputs if name != product.outputs[0]]
+        if len(others) != 1 or others[0] is None or any(value != 1 for name, value in attrs.items() if name == "alpha"):
+            return None
+        if product.inputs[3] is not None or _clamps(product):
+            return None
+        other, own = graph.facts(others[0]), graph.facts(product.outputs[0])
+        if (other.shape, other.dtype) != (own.shape, "float32") or others[0] in graph.constants:
+            return None
+        return product.replace(inputs=(*product.inputs[:3], others[0]), outputs=add.outputs)
+
+    return _absorbed(graph, lambda node: node.op == "add", joined)
+
+
+def activations_into_products(graph: Graph) -> Graph:
+    """product -> activation."""
+
+    def joined(product: Node, activation: Node) -> Node | None:
+        if _clamps(product):
+            return None
+        return product.replace(outputs=activation.outputs, attrs=MappingProxyType({**product.attrs, **_ENDINGS[activation.op](activation)}))
+
+    return _absorbed(graph, lambda node: node.op in _ENDINGS and _ENDINGS[node.op](node) is not None, joined)
+
+
+def _clamps(product: Node) -> bool:
+    attrs = OPS[product.op].filled(product.attrs)
+    return bool(attrs["activation"]) or attrs["lo"] != float("-inf") or attrs["hi"] != float("inf")
+
+
+def _named(name: str) -> Callable[[Node], Mapping[str, Any]]:
+    return lambda node: {"activation": name}
+
+
+def _clip(node: Node) -> Mapping[str, Any] | None:
+    attrs = OPS["clamp"].filled(node.attrs)
+    bounds = attrs["min"], attrs["max"]
+    if any(name is not None for name in node.inputs[1:]) or any(b is not None and not isinstance(b, int | float) for b in bounds):
+        return None
+    return {"lo": float("-inf") if bounds[0] is None else float(bounds[0]), "hi": float("inf") if bounds[1] is None else float(bounds[1])}
+
+
+_ENDINGS: Mapping[str, Callable[[Node], Any]] = {
+    "relu": lambda node: {"lo": 0.0},
+    "relu6": lambda node: {"lo": 0.0, "hi": 6.0},
+    "hardtanh": lambda node: (lambda a: {"lo": float(a["min_val"]), "hi": float(a["max_val"])})(OPS["hardtanh"].filled(node.attrs)),
+    "clamp": _clip,
+    "gelu": lambda node: {"activation": "gelu_tanh" if node.attrs.get("approximate") == "tanh" else "gelu"},
+    **{name: _named(name) for name in ("silu", "sigmoid", "tanh", "hardswish", "hardsigmoid", "mish")},
+}
+
+
+def _absorbed(graph: Graph, fits: Callable[[Node], bool], join: Callable[[Node, Node], Node | None]) -> Graph:
+    """Each product followed by one node alone that fits becomes one node, where the follower stood."""
+    readers = graph.consumers()
+    kept = set(leaves(graph.outputs))
+    nodes: dict[str, Node] = {}
+    made: dict[str, Node] = {}
+    for node in graph.nodes:
+        new = node
+        if fits(node):
+            for name in node.inputs:
+                product = made.get(str(name))
+                if product is None or product.op not in _PRODUCTS or name in kept or len(readers[str(name)]) != 1:
+                    continue
+                merged = join(product, node)
+                if merged is not None:
+                    new = merged
+                    del nodes[product.outputs[0]]
+                    break
+        nodes[new.outputs[0]] = new
+        for output in new.outputs:
+            made[output] = new
+    alive = {output for node in nodes.values() for output in node.outputs}
+    values = {name: value for name, value in graph.values.items() if name in alive}
+    return graph.replace(nodes=tuple(nodes.values()), values=MappingProxyType(values))
+
+
+PASSES: tuple[tuple[str, Pass], ...] = (
+    ("pads into convolutions", pads_into_convolutions),
+    ("products as fused", products_as_fused),
+    ("residuals into products", residuals_into_products),
+    ("activations into products", activations_into_products),
+)
+"""In the order in which they are applied."""

@@ -1,0 +1,252 @@
+"""fused_conv2d and fused_linear: one task each, whatever their operands are.
+
+The left operand is a widened image: of an FP8 value, made by whoever computes it; or of floats, made here, each held exactly. Where
+a float activation meets codes, or codes meet a float weight, the one is exact and the other is too, so nothing is rounded but sums.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from fp8np.graph import Node
+from fp8np.kernels._ending import Ending, Left, View
+from fp8np.kernels._engine import COLUMNS, STEP
+from fp8np.kernels._functions import ACTIVATIONS
+from fp8np.kernels._grid import PARTS, Image
+from fp8np.kernels._program import Word
+from fp8np.kernels.depthwise import depthwise_task
+from fp8np.kernels.product import product_task
+from fp8np.kernels.widen import place_task, quantize_task, split_task
+from fp8np.plan.builder import NO_PADS, Builder, Grid, Pads, word
+from fp8np.plan.pack import filters, grouped_filters, packable, singles
+from fp8np.plan.storage import At, Buffer, Stored, last_strides
+
+__all__ = ["LOWERINGS", "wanted_pads"]
+
+_ONE = np.ones(1, np.float32)
+
+NARROW = 8
+"""Up to so many channels, a row of a filter's taps is one step instead of a step each: 7 steps instead of 49 for a picture's first
+convolution."""
+
+
+# -- what readers of an FP8 value want --------------------------------------------------------------------------------
+
+
+def wanted_pads(b: Builder, node: Node, name: str) -> Pads | None:
+    """The zeros that a reader wants around an FP8 value; None where it reads floats."""
+    if node.inputs[0] != name or name in node.inputs[1:]:
+        return None
+    weight = b.constant(node.inputs[1] if len(node.inputs) > 1 else None)
+    if node.op == "fused_linear":
+        return NO_PADS if packable(weight) and not b.picture(name) else None
+    if node.op != "fused_conv2d" or not packable(weight):
+        return None
+    how = _kind(node.attrs.get("groups", 1), weight.shape)  # type: ignore[union-attr]
+    if how is None or (how == "dense" and _narrow(weight.shape)):  # type: ignore[union-attr]
+        return None
+    pads = tuple(node.attrs["pads"])
+    return pads if all(p >= 0 for p in pads) else None  # type: ignore[return-value]
+
+
+def _kind(groups: int, weight: tuple[int, ...]) -> str | None:
+    o, c = weight[:2]
+    if groups == 1:
+        return "dense"
+    if c == 1 and o == groups:
+        return "depthwise"
+    if o == groups * c and COLUMNS % c == 0:
+        return "grouped"
+    return None
+
+
+def _narrow(weight: tuple[int, ...]) -> bool:
+    return weight[1] <= NARROW and weight[3] > 1
+
+
+# -- the ending -------------------------------------------------------------------------------------------------------
+
+
+def _view(stored: Stored) -> View:
+    # Of (B, N, H, W) channels last.
+    image, _, row, pixel = stored.strides
+    return View(word(stored.at), image, row, pixel)
+
+
+def _rows(stored: Stored, stride: int) -> View:
+    return View(word(stored.at), 0, 0, stride)
+
+
+def _ending(b: Builder, node: Node, attrs: Mapping[str, Any], scale: Any, picture: bool) -> Ending:
+    """Scales, bias, residual and activation; and results: on the grid of the first FP8 reader that allows it, as floats for others."""
+    name = node.outputs[0]
+    bias = np.zeros(len(scale), np.float32)
+    if node.inputs[2] is not None:
+        given = b.constant(node.inputs[2])
+        bias[: len(given)] = given  # type: ignore[arg-type, index]
+    residual = None
+    if node.inputs[3] is not None:
+        if picture:
+            residual = _view(b.last(node.inputs[3]))
+        else:
+            stored, _, stride = b.matrix(node.inputs[3])
+            residual = _rows(stored, stride)
+    grid, panel, rounding, through = None, 0, (), None
+    for reader in b.readers.get(name, []):
+        q = reader.outputs[0]
+        if reader.op == "quantize" and reader.attrs.get("scale") is not None and b.pads_of(q) is not None and b.picture(q) == picture:
+            b.quantize(reader, {"format": reader.attrs["format"], "scale": reader.attrs["scale"]})
+            made = b.new_grid(q)
+            b.quantized[q].grid = made
+            grid, panel, rounding, through = made.view, made.image.panel, b.rounding(q), reader
+            break
+    out = None
+    others = [r for r in b.readers.get(name, []) if r is not through]
+    if others or name in b.kept or through is None or b.floats_wanted(through.outputs[0]):
+        stored = b.new(name, channels_last=picture)
+        out = _view(stored) if picture else _rows(stored, stored.shape[-1] * 4)
+    return Ending(
+        scale,
+        bias,
+        out=out,
+        grid=grid,
+        panel=panel,
+        rounding=rounding,
+        residual=residual,
+        kind=ACTIVATIONS[attrs["activation"]],
+        lo=attrs["lo"],
+        hi=attrs["hi"],
+    )
+
+
+# -- the left operand -------------------------------------------------------------------------------------------------
+
+
+def _scale(b: Builder, name: str) -> Word:
+    return b.quantized[name].scale if name in b.quantized else _ONE
+
+
+def _split(b: Builder, source: View, image: Image) -> Grid:
+    """A widened image of floats."""
+    grid = Grid(image, b.image_memory(image))
+    sizes = image.images, image.height, image.width, image.channels
+    b.emit(split_task(source, grid.view, image.panel, image.part, sizes))
+    return grid
+
+
+def _operand(b: Builder, name: str, pads: Pads) -> Grid:
+    """The widened image of pictures (B, C, H, W)."""
+    if name in b.quantized:
+        return b.grid(name)
+    images, channels, height, width = b.shape(name)
+    return _split(b, _view(b.last(name)), Image(images, height, width, channels, *pads, parts=PARTS))
+
+
+def _unfolded(b: Builder, name: str, pads: Pads, kw: int, stride: int) -> Grid:
+    """The widened image of pictures of few channels in which a pixel holds all that a row of the filter reads: kw * C channels.
+
+    Pixels of the padded picture, channels last, overlap in memory; widening them makes each a pixel of its own.
+    """
+    images, channels, height, width = b.shape(name)
+    top, left, bottom, right = pads
+    padded = (images, channels, height + top + bottom, width + left + right)
+    strides = last_strides(padded, 4)
+    memory = At(Buffer(4 * math.prod(padded) + 4 * kw * channels, zero=f"picture {padded} {pads}" if any(pads) else ""))
+    q = b.quantized.get(name)
+    source = b.value(name if q is None else q.source)
+    inner = View(word(memory.plus(top * strides[2] + left * strides[3])), strides[0], strides[2], strides[3])
+    b.emit(place_task(word(source.at), source.strides, inner, source.shape))  # type: ignore[arg-type]
+    wide = (padded[3] - kw) // stride + 1
+    view = View(word(memory), strides[0], strides[2], stride * strides[3])
+    image = Image(images, padded[2], wide, kw * channels, parts=1 if q else PARTS)
+    if q is None:
+        return _split(b, view, image)
+    grid = Grid(image, b.image_memory(image))
+    b.emit(quantize_task(view, grid.view, image.panel, (images, padded[2], wide, kw * channels), b.rounding(name)))
+    return grid
+
+
+def _part(image: Image) -> int:
+    return image.part if image.parts > 1 else 0
+
+
+# -- the ops ----------------------------------------------------------------------------------------------------------
+
+
+def fused_linear(b: Builder, node: Node, attrs: Mapping[str, Any]) -> bool:
+    """x (..., K), weight (N, K)."""
+    name, weight = str(node.inputs[0]), b.constant(node.inputs[1])
+    if not packable(weight) or (node.inputs[2] is not None and b.constant(node.inputs[2]) is None):
+        return False
+    if 0 in b.shape(node.outputs[0]) or not b.shape(name):
+        return False
+    made = b.weights.prepare("product", str(node.inputs[1]), "matrix", filters)
+    if name in b.quantized:
+        grid = b.grid(name)
+    else:
+        stored, rows, stride = b.matrix(name)
+        grid = _split(b, _rows(stored, stride), Image(1, 1, rows, stored.shape[-1], parts=PARTS))
+    image = grid.image
+    view = View(grid.view.address, 0, 0, image.pitch)
+    # An FP8 picture that a linear reads by its last axis.
+    pixels = image.images * image.height * image.width
+    left = Left(view, 1, 1, pixels, pixels, _scale(b, name), part=_part(image))
+    offsets = np.array([image.offset(s) for s in range(image.steps)], np.int64)
+    b.emit(product_task(left, made.packed, offsets, _ending(b, node, attrs, made.scale, False), threads=b.threads))
+    return True
+
+
+def fused_conv2d(b: Builder, node: Node, attrs: Mapping[str, Any]) -> bool:
+    """x (B, C, H, W), weight (O, C/G, kh, kw)."""
+    name, constant, weight = str(node.inputs[0]), str(node.inputs[1]), b.constant(node.inputs[1])
+    pads: Pads = tuple(attrs["pads"])
+    if not packable(weight) or min(pads) < 0 or (node.inputs[2] is not None and b.constant(node.inputs[2]) is None):
+        return False
+    assert weight is not None  # noqa: S101 - packable
+    kind = _kind(attrs["groups"], weight.shape)
+    if kind is None or 0 in b.shape(node.outputs[0]) or 0 in weight.shape:
+        return False
+    (sy, sx), (dy, dx), (kh, kw) = attrs["stride"], attrs["dilation"], weight.shape[2:]
+    images, _, ho, wo = b.shape(node.outputs[0])
+    taps = [(i, j) for i in range(kh) for j in range(kw)]
+    if kind == "dense" and _narrow(weight.shape) and dx == 1:
+        grid = _unfolded(b, name, pads, kw, sx)
+        made = b.weights.prepare("product", constant, "unfolded", lambda w: filters(w, unfolded=True))
+        pads, sx, kw, taps = NO_PADS, 1, 1, [(i, 0) for i in range(kh)]
+    else:
+        grid = _operand(b, name, pads)
+        if kind == "depthwise":
+            made = b.weights.prepare("depthwise", constant, "", singles)
+        elif kind == "grouped":
+            made = b.weights.prepare("product", constant, "grouped", lambda w: grouped_filters(w, attrs["groups"]))
+        else:
+            made = b.weights.prepare("product", constant, "", filters)
+    image = grid.image
+    # The image may have more zeros around it than this convolution wants.
+    first = (image.top - pads[0]) * image.row + (image.left - pads[1]) * image.pitch
+    across = image.left + image.width + image.right
+    raster = across if (sy, sx) == (1, 1) else 0
+    view = View(word(grid.at.plus(first)), image.image, sy * image.row, sx * image.pitch)
+    left = Left(view, images, ho, wo, raster, _scale(b, name), part=_part(image))
+    at_tap = [i * dy * image.row + j * dx * image.pitch for i, j in taps]
+    ending = _ending(b, node, attrs, made.scale, True)
+    if kind == "depthwise":
+        parts = [p * image.part for p in range(image.parts)]
+        offsets = np.array([p + t for p in parts for t in at_tap], np.int64)
+        values = np.tile(made.values, (1, image.parts, 1)) if image.parts > 1 else made.values
+        b.emit(depthwise_task(left, values, weight.shape[0], image.panel, offsets, ending, threads=b.threads))
+        return True
+    steps = 1 if kind == "grouped" else image.steps
+    offsets = np.array([t + image.offset(s) for t in at_tap for s in range(steps)], np.int64)
+    panel = image.panel if kind == "grouped" else None
+    b.emit(product_task(left, made.packed, offsets, ending, threads=b.threads, panel=panel))
+    return True
+
+
+LOWERINGS = {"fused_linear": fused_linear, "fused_conv2d": fused_conv2d}
+
+assert STEP == COLUMNS  # noqa: S101 - the channels that a block writes are a step of the next product

@@ -1,0 +1,7 @@
+"""lstm and gru."""
+
+from __future__ import annotations
+
+from typing import Any
+
+LOWERINGS: dict[str, Any] = {}

@@ -1,0 +1,43 @@
+"""embedding: rows of a table, decoded as they are looked up."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from fp8np.codec import decode_table
+from fp8np.graph import Node
+from fp8np.kernels.embedding import embedding_task
+from fp8np.layers.embedding import checked_indices
+from fp8np.plan.builder import Builder, word
+from fp8np.tensor import QTensor
+
+__all__ = ["LOWERINGS"]
+
+
+def embedding(b: Builder, node: Node, attrs: Mapping[str, Any]) -> bool:
+    """weight (V, N), indices of any shape."""
+    table, indices = b.constant(node.inputs[0]), b.facts[str(node.inputs[1])]
+    if table is None or indices.dtype not in ("int64", "int32") or 0 in b.shape(node.outputs[0]) or 0 in table.shape:
+        return False
+    ids = b.plain(node.inputs[1])
+    rows, n = table.shape
+    b.host(node, lambda ids: checked_indices("embedding", ids, rows) is None, [ids], [])
+    out = b.new(node.outputs[0])
+    shape = (math.prod(b.shape(node.inputs[1])), n)
+    size = ids.dtype.itemsize
+    if not isinstance(table, QTensor):
+        b.emit(embedding_task(word(b.value(node.inputs[0]).at), word(ids.at), word(out.at), shape, id_bytes=size))
+        return True
+    scale = np.ascontiguousarray(table.scale.reshape(-1))
+    per = "tensor" if scale.size == 1 else "row" if table.scale.shape[0] == scale.size else "column"
+    codes = b.weights.prepare("embedding", str(node.inputs[0]), "codes", lambda w: np.ascontiguousarray(w.codes))
+    values = decode_table(table.format)
+    b.emit(embedding_task(codes, word(ids.at), word(out.at), shape, id_bytes=size, values=values, scale=scale, scale_per=per))
+    return True
+
+
+LOWERINGS = {"embedding": embedding}
