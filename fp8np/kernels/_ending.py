@@ -18,7 +18,7 @@ import numpy.typing as npt
 
 from fp8np.kernels import _words as W
 from fp8np.kernels._engine import DEPTH, ELEMENT, STEP
-from fp8np.kernels._functions import activate
+from fp8np.kernels._functions import activate_block
 from fp8np.kernels._grid import ROUND_WORDS, on_grid, rounding_of, store_widened
 from fp8np.kernels._jit import native
 from fp8np.kernels._native import float_at, word
@@ -111,7 +111,16 @@ def geometry(left: Left) -> tuple[int, int, int]:
 
 
 def words(
-    left: Left, ending: Ending, columns: int, *, table: tuple[Word, ...], cut: tuple[int, int], widened: bool, depth: int, pairs: Any, panel: int | None = None
+    left: Left,
+    ending: Ending,
+    columns: int,
+    *,
+    table: tuple[Word, ...],
+    cut: tuple[int, int],
+    widened: bool,
+    depth: int,
+    pairs: Any,
+    panel: int | None = None,
 ) -> tuple[Word, ...]:
     """The words of a product; table: offsets, steps, packed, tables, blocks; panel: of a, where columns are grouped. In the order of `fp8np.kernels._words`."""
     segments, count, width = geometry(left)
@@ -155,11 +164,36 @@ def words(
 
 
 @native
-def _activated(v: Any, kind: int, lo: Any, hi: Any) -> Any:
-    # Most activations are a clamp, which stays in the loop; a call would spill every register.
-    if kind == 0:
-        return minimum(floats(hi), maximum(floats(lo), v))
-    return activate(v, kind, lo, hi)
+def _staged(args: int, c: int, image: int, y: int, x: int, rows: int, column: int) -> None:
+    # Scales, bias and residual of the sums, in place; then the activation of all of them. An activation that is more than a clamp is
+    # a call, around which every register would be saved if it stood in the loop that stores.
+    left = word(args, W.N) - column
+    width, valid, flags = word(args, W.WIDTH), word(args, W.VALID), word(args, W.FLAGS)
+    a_scale = floats(float_at(word(args, W.A_SCALE)))
+    w0, w1 = load(word(args, W.W_SCALE) + 4 * column), load(word(args, W.W_SCALE) + 4 * column + 64)
+    b0, b1 = load(word(args, W.BIAS) + 4 * column), load(word(args, W.BIAS) + 4 * column + 64)
+    residual = word(args, W.RESIDUAL) + image * word(args, W.RESIDUAL + 1) + 4 * column
+    residual_row, residual_pixel = word(args, W.RESIDUAL + 2), word(args, W.RESIDUAL + 3)
+    row_scale = word(args, W.ROW_SCALE)
+    for r in range(rows):
+        place = c + (r // 16) * 2048 + (r % 16) * 64
+        own = a_scale
+        if flags & W.HAS_ROW_SCALE:
+            own = floats(float_at(row_scale + 4 * (y * valid + x)))
+        v0 = load(place) * own * w0 + b0
+        v1 = load(place + 1024) * own * w1 + b1
+        if flags & W.HAS_RESIDUAL and x < valid:
+            source = residual + y * residual_row + x * residual_pixel
+            v0 = v0 + load_n(source, left)
+            v1 = v1 + load_n(source + 64, left - 16)
+        store(place, v0)
+        store(place + 1024, v1)
+        x += 1
+        if x == width:
+            x = 0
+            y += 1
+    lo, hi = float_at(args + 8 * W.LO), float_at(args + 8 * W.HI)
+    activate_block(c, c, 512 if rows <= 16 else 1024, word(args, W.KIND), lo, hi)
 
 
 @native
@@ -168,8 +202,13 @@ def finish(args: int, c: int, image: int, segment: int, p: int, rows: int, colum
     # All words are read before the loop: the compiler cannot know that stores do not change them.
     left = word(args, W.N) - column
     width, valid = word(args, W.WIDTH), word(args, W.VALID)
-    flags, kind = word(args, W.FLAGS), word(args, W.KIND)
-    lo, hi = float_at(args + 8 * W.LO), float_at(args + 8 * W.HI)
+    flags, staged = word(args, W.FLAGS), word(args, W.KIND)
+    y = p // width
+    x = p - y * width
+    y += segment
+    if staged:
+        _staged(args, c, image, y, x, rows, column)
+    lo, hi = floats(float_at(args + 8 * W.LO)), floats(float_at(args + 8 * W.HI))
     a_scale = floats(float_at(word(args, W.A_SCALE)))
     w0, w1 = load(word(args, W.W_SCALE) + 4 * column), load(word(args, W.W_SCALE) + 4 * column + 64)
     b0, b1 = load(word(args, W.BIAS) + 4 * column), load(word(args, W.BIAS) + 4 * column + 64)
@@ -188,27 +227,27 @@ def finish(args: int, c: int, image: int, segment: int, p: int, rows: int, colum
         inverse = floats(np.float32(1) / float_at(word(args, W.ROUND)))
     smallest, lift, bound, top = rounding_of(args + 8 * W.ROUND)
     nan = floats(np.float32(np.nan))
-    y = p // width
-    x = p - y * width
-    y += segment
     for r in range(rows):
         if x < valid:
             source = c + (r // 16) * 2048 + (r % 16) * 64
-            own = a_scale
-            if has_row_scale:
-                own = floats(float_at(row_scale + 4 * (y * valid + x)))
-            v0 = load(source) * own * w0 + b0
-            v1 = load(source + 1024) * own * w1 + b1
-            if has_residual:
-                place = residual + y * residual_row + x * residual_pixel
-                if left >= 32:
-                    v0 = v0 + load(place)
-                    v1 = v1 + load(place + 64)
-                else:
-                    v0 = v0 + load_n(place, left)
-                    v1 = v1 + load_n(place + 64, left - 16)
-            v0 = _activated(v0, kind, lo, hi)
-            v1 = _activated(v1, kind, lo, hi)
+            v0 = load(source)
+            v1 = load(source + 1024)
+            if not staged:
+                own = a_scale
+                if has_row_scale:
+                    own = floats(float_at(row_scale + 4 * (y * valid + x)))
+                v0 = v0 * own * w0 + b0
+                v1 = v1 * own * w1 + b1
+                if has_residual:
+                    place = residual + y * residual_row + x * residual_pixel
+                    if left >= 32:
+                        v0 = v0 + load(place)
+                        v1 = v1 + load(place + 64)
+                    else:
+                        v0 = v0 + load_n(place, left)
+                        v1 = v1 + load_n(place + 64, left - 16)
+                v0 = minimum(hi, maximum(lo, v0))
+                v1 = minimum(hi, maximum(lo, v1))
             if has_out:
                 place = out + y * out_row + x * out_pixel
                 if one_nan:
@@ -222,8 +261,10 @@ def finish(args: int, c: int, image: int, segment: int, p: int, rows: int, colum
                     store_n(place + 64, v1, left - 16)
             if has_grid:
                 place = grid + y * grid_row + x * grid_pixel
-                store_widened(place, on_grid(v0 * inverse, smallest, lift, bound, top))
-                store_widened(place + 16 * ELEMENT, on_grid(v1 * inverse, smallest, lift, bound, top))
+                v0 = on_grid(v0 * inverse, smallest, lift, bound, top)
+                v1 = on_grid(v1 * inverse, smallest, lift, bound, top)
+                store_widened(place, v0)
+                store_widened(place + 16 * ELEMENT, v1)
         x += 1
         if x == width:
             x = 0

@@ -27,7 +27,8 @@ from fp8np.kernels._engine import DEPTH, ELEMENT, STEP
 from fp8np.kernels._jit import native
 from fp8np.kernels._native import float_at, word
 from fp8np.kernels._program import float_word
-from fp8np.kernels._vector import as_float, as_int, floats, ints, minimum, select_int, store, store_bf16
+from fp8np.kernels._vector import as_float, as_int, floats, ints, minimum, select_int, store
+from fp8np.kernels._x86 import store_brain
 
 __all__ = ["PARTS", "ROUND_WORDS", "Image", "matrix", "on_grid", "round_words", "rounding_of", "store_widened", "takes"]
 
@@ -167,7 +168,7 @@ if ELEMENT == 2:
     @native
     def store_widened(address: int, v: Any) -> None:
         """Sixteen values on a grid, as the engine multiplies them."""
-        store_bf16(address, v)
+        store_brain(address, v)
 
 else:
 

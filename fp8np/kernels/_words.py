@@ -12,6 +12,7 @@ A_SCALE, W_SCALE, BIAS, KIND, LO, HI, FLAGS, DEPTH, ROW_SCALE, PAIRS, TERMS = ra
 RESIDUAL, OUT, GRID, PANEL = 28, 32, 36, 40  # three views, and bytes from panel to panel of the grid
 A_PANEL = 41  # bytes from panel to panel of a, where each block of columns reads a step of its own
 ROUND = 42  # the words of a rounding
+SUMS = 47  # bytes from the start of scratch to the sums
 
 # Flags
 HAS_RESIDUAL, HAS_OUT, HAS_GRID, WIDENED, ONE_NAN, HAS_ROW_SCALE, GROUPED = 1, 2, 4, 8, 16, 32, 64

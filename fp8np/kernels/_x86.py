@@ -23,9 +23,9 @@ from numba.core import cgutils, types
 
 from fp8np.kernels._emit import at, call, load, loop, plus, store, times
 from fp8np.kernels._jit import intrinsic
-from fp8np.kernels._vector import memory
+from fp8np.kernels._vector import F32, memory
 
-__all__ = ["amx_block_1", "amx_block_2", "bf16_dots_1", "bf16_dots_8", "prefetch", "tiles_off", "tiles_on", "widen_64", "widen_packed_64"]
+__all__ = ["amx_block_1", "amx_block_2", "bf16_dots_1", "bf16_dots_8", "prefetch", "store_brain", "tiles_off", "tiles_on", "widen_64", "widen_packed_64"]
 
 _I8, _I16, _I32, _I64, _F32 = ir.IntType(8), ir.IntType(16), ir.IntType(32), ir.IntType(64), ir.FloatType()
 _VOID, _V64, _VF, _VB = ir.VoidType(), ir.VectorType(_I8, 64), ir.VectorType(_F32, 16), ir.VectorType(_I32, 16)
@@ -199,6 +199,19 @@ bf16_dots_8 = intrinsic(_dots_twin(8), *_BLOCK)(_dots(8))
 
 bf16_dots_1 = intrinsic(_dots_twin(1), *_BLOCK)(_dots(1))
 """The same for one row."""
+
+
+def _store_brain_twin(address: int, v: Any) -> None:
+    bits = v.view(np.uint32)
+    rounded = (bits + np.uint32(0x7FFF) + (bits >> np.uint32(16) & np.uint32(1))) >> np.uint32(16)
+    memory(address, 16, np.uint16)[:] = np.where(np.isnan(v), bits >> np.uint32(16) | np.uint32(0x40), rounded)
+
+
+@intrinsic(_store_brain_twin, types.void, types.int64, F32)
+def store_brain(builder: Any, address: Any, v: Any) -> Any:
+    """Sixteen float32 as bfloat16, to nearest even, in one instruction; what is below the normal numbers becomes zero."""
+    narrow = call(builder, "llvm.x86.avx512bf16.cvtneps2bf16.512", ir.VectorType(_BFloat(), 16), v)
+    store(builder, builder.bitcast(narrow, ir.VectorType(_I16, 16)), address)
 
 
 # -- look-ups ---------------------------------------------------------------------------------------------------------

@@ -13,8 +13,8 @@ import numpy.typing as npt
 
 from fp8np.kernels import _words as W
 from fp8np.kernels._ending import Ending, Left, finish, geometry, words
-from fp8np.kernels._engine import COLUMNS, DEPTH, ELEMENT, STEP, begin, block, end, widen_slab
-from fp8np.kernels._jit import entry
+from fp8np.kernels._engine import DEPTH, ELEMENT, STEP, begin, block, end, widen_slab
+from fp8np.kernels._jit import entry, native
 from fp8np.kernels._native import word
 from fp8np.kernels._program import Task
 
@@ -22,8 +22,6 @@ __all__ = ["Packed", "product_task"]
 
 _SLAB = 256
 """Where the slab starts in scratch: before it lie the configuration of tiles and spare lines."""
-_C = _SLAB + 2 * DEPTH * STEP * COLUMNS * ELEMENT
-"""Where the sums start."""
 
 
 @dataclass(frozen=True)
@@ -52,26 +50,78 @@ class Packed:
 
 @entry
 def product(args: int, unit: int, scratch: int) -> None:
-    """A unit is CHUNK blocks of 32 pixels by GROUP blocks of 32 columns; words as named above."""
+    """A unit is CHUNK blocks of 32 pixels by GROUP blocks of 32 columns; words as named in `fp8np.kernels._words`."""
+    if word(args, W.DEPTH) >= word(args, W.STEPS):
+        _shallow(args, unit, scratch)
+    else:
+        _deep(args, unit, scratch)
+
+
+@native
+def _own(args: int, n: int) -> int:
+    # Where a column block of a convolution in groups finds its channels.
+    if word(args, W.FLAGS) & W.GROUPED:
+        return n // DEPTH * word(args, W.A_PANEL) + n % DEPTH * STEP * ELEMENT
+    return 0
+
+
+@native
+def _shallow(args: int, unit: int, scratch: int) -> None:
+    # Few steps: the slabs of all columns of the unit stay in the cache, and each pixel's results are written side by side.
+    steps, blocks, chunk, group = word(args, W.STEPS), word(args, W.BLOCKS), word(args, W.CHUNK), word(args, W.GROUP)
+    segments, count = word(args, W.SEGMENTS), word(args, W.COUNT)
+    flags, offsets, stride = word(args, W.FLAGS), word(args, W.OFFSETS), word(args, W.A + 3)
+    pairs, terms = word(args, W.PAIRS), word(args, W.TERMS)
+    groups = (blocks + group - 1) // group
+    first = (unit % groups) * group
+    last = min(first + group, blocks)
+    per_segment = (count + 31) // 32
+    total = word(args, W.IMAGES) * segments * per_segment
+    start = (unit // groups) * chunk
+    stop = min(start + chunk, total)
+    slabs = scratch + _SLAB
+    size = steps * 1024 * ELEMENT
+    begin(scratch)
+    if flags & W.WIDENED:
+        slabs = word(args, W.PACKED) + first * size
+    else:
+        widen_slab(word(args, W.PACKED) + first * steps * 1024, word(args, W.TABLES), slabs, (last - first) * steps)
+    c = scratch + word(args, W.SUMS)
+    for i in range(start, stop):
+        segment = i // per_segment
+        p = (i - segment * per_segment) * 32
+        image = segment // segments
+        within = segment - image * segments
+        rows = min(32, count - p)
+        a = word(args, W.A) + image * word(args, W.A + 1) + within * word(args, W.A + 2) + p * stride
+        for n in range(first, last):
+            slab = slabs + (n - first) * size
+            for t in range(terms):
+                left, right = word(pairs, 2 * t), word(pairs, 2 * t + 1)
+                block(a + _own(args, n) + left, stride, offsets, slab + right, c, steps, t == 0, rows)
+            finish(args, c, image, within, p, rows, n * 32)
+    end()
+
+
+@native
+def _deep(args: int, unit: int, scratch: int) -> None:
+    # Many steps: a slab of some of them stays in the first-level cache while all pixels of the unit pass by; their sums wait.
     steps, blocks, chunk, group = word(args, W.STEPS), word(args, W.BLOCKS), word(args, W.CHUNK), word(args, W.GROUP)
     segments, count, depth = word(args, W.SEGMENTS), word(args, W.COUNT), word(args, W.DEPTH)
     flags, offsets, stride = word(args, W.FLAGS), word(args, W.OFFSETS), word(args, W.A + 3)
     pairs, terms = word(args, W.PAIRS), word(args, W.TERMS)
     groups = (blocks + group - 1) // group
-    first_block = (unit % groups) * group
+    first = (unit % groups) * group
     per_segment = (count + 31) // 32
     total = word(args, W.IMAGES) * segments * per_segment
     start = (unit // groups) * chunk
     stop = min(start + chunk, total)
     size = 1024 * ELEMENT if flags & W.WIDENED else 1024
-    waits = 0 if depth >= steps else 4096
     slab = scratch + _SLAB
+    sums = scratch + word(args, W.SUMS)
     begin(scratch)
-    for n in range(first_block, min(first_block + group, blocks)):
+    for n in range(first, min(first + group, blocks)):
         packed = word(args, W.PACKED) + n * steps * size
-        own = 0
-        if flags & W.GROUPED:
-            own = n // DEPTH * word(args, W.A_PANEL) + n % DEPTH * STEP * ELEMENT
         s = 0
         while s < steps:
             deep = min(depth, steps - s)
@@ -79,19 +129,18 @@ def product(args: int, unit: int, scratch: int) -> None:
                 slab = packed + s * size
             else:
                 widen_slab(packed + s * size, word(args, W.TABLES), slab, deep)
-            last = s + deep >= steps
             for i in range(start, stop):
                 segment = i // per_segment
                 p = (i - segment * per_segment) * 32
                 image = segment // segments
                 within = segment - image * segments
                 rows = min(32, count - p)
-                a = own + word(args, W.A) + image * word(args, W.A + 1) + within * word(args, W.A + 2) + p * stride
-                c = scratch + _C + (i - start) * waits
+                a = word(args, W.A) + image * word(args, W.A + 1) + within * word(args, W.A + 2) + p * stride
+                c = sums + (i - start) * 4096
                 for t in range(terms):
                     left, right = word(pairs, 2 * t), word(pairs, 2 * t + 1)
-                    block(a + left, stride, offsets + 8 * s, slab + right, c, deep, s == 0 and t == 0, rows)
-                if last:
+                    block(a + _own(args, n) + left, stride, offsets + 8 * s, slab + right, c, deep, s == 0 and t == 0, rows)
+                if s + deep >= steps:
                     finish(args, c, image, within, p, rows, n * 32)
             s += deep
     end()
@@ -105,21 +154,39 @@ _TALL = 64
 """Blocks of a unit, at most, where sums wait in scratch for the next slab: 256 KiB."""
 
 
-def _cut(total: int, blocks: int, steps: int, threads: int) -> tuple[int, int]:
-    # (blocks of pixels, blocks of columns) of a unit.
-    whole = total * blocks * (steps * _STEP_COST + _END_COST)
-    aim = max(min(_UNIT_COST, whole // (4 * threads)), 10_000)
-    column = steps * _WIDEN_COST + min(total, _TALL) * (steps * _STEP_COST + _END_COST)
+_SHALLOW = 16
+"""Steps up to which columns share a unit."""
+_SLABS = 1 << 17
+"""Bytes of slabs of a unit, about."""
+
+
+def _cut(total: int, blocks: int, steps: int, terms: int, threads: int) -> tuple[int, int, int]:
+    """Of a unit: blocks of pixels, blocks of columns, and the steps of a slab."""
+    cost = steps * terms * _STEP_COST + _END_COST
+    aim = max(min(_UNIT_COST, total * blocks * cost // (4 * threads)), 10_000)
+    if steps <= _SHALLOW or total == 1:
+        group = min(blocks, max(1, _SLABS // (steps * 1024 * ELEMENT)))
+        if total * group * cost < aim:
+            return total, group, steps
+        chunk = max(1, min(total, aim // (group * cost)))
+        # At least as much work for each column as widening it is.
+        least = min(total, -(-2 * steps * _WIDEN_COST // cost))
+        if chunk < least:
+            chunk = least
+            group = max(1, min(group, aim // (chunk * cost)))
+        return chunk, group, steps
     chunk = min(total, _TALL)
+    column = steps * _WIDEN_COST + chunk * cost
     if column > aim:
         # As even as possible, and no fewer than 8 blocks for each widening.
         parts = max(1, min(-(-column // aim), chunk // 8))
         chunk = -(-chunk // parts)
-    one = steps * _WIDEN_COST + chunk * (steps * _STEP_COST + _END_COST)
-    return chunk, max(1, min(blocks, aim // one))
+    return chunk, max(1, min(blocks, aim // (steps * _WIDEN_COST + chunk * cost))), DEPTH
 
 
-def product_task(left: Left, packed: Packed, offsets: npt.NDArray[np.int64], ending: Ending, *, threads: int = 1, panel: int | None = None) -> Task:
+def product_task(
+    left: Left, packed: Packed, offsets: npt.NDArray[np.int64], ending: Ending, *, threads: int = 1, panel: int | None = None
+) -> Task:
     """The task of a product.
 
     Args:
@@ -139,8 +206,11 @@ def product_task(left: Left, packed: Packed, offsets: npt.NDArray[np.int64], end
         [(i * left.part, j * packed.part) for i in range(3 if left.part else 1) for j in range(3 if packed.part else 1) if i + j < 3],
         np.int64,
     )
-    chunk, group = _cut(total, blocks, steps * len(pairs), threads)
-    depth = steps if steps <= 2 * DEPTH or (packed.widened and total == 1) else DEPTH
+    chunk, group, depth = _cut(total, blocks, steps, len(pairs), threads)
     table = offsets, steps, packed.codes, packed.tables, blocks
-    what = words(left, ending, packed.columns, table=table, cut=(chunk, group), widened=packed.widened, depth=depth, pairs=pairs, panel=panel)
-    return Task(product, what, -(-total // chunk) * -(-blocks // group), _C + (4096 if depth >= steps else chunk * 4096))
+    slabs = 0 if packed.widened else min(depth, steps) * 1024 * ELEMENT * (group if depth >= steps else 1)
+    sums = _SLAB + slabs
+    what = words(
+        left, ending, packed.columns, table=table, cut=(chunk, group), widened=packed.widened, depth=depth, pairs=pairs, panel=panel
+    )
+    return Task(product, (*what, sums), -(-total // chunk) * -(-blocks // group), sums + (1 if depth >= steps else chunk) * 4096)
