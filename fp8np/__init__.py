@@ -26,6 +26,7 @@ _HOMES = {
     "fp8np.linalg": ("conv1d", "conv2d", "conv_transpose1d", "conv_transpose2d", "linear", "matmul"),
     "fp8np.model": ("Model", "load", "run"),
     "fp8np.ordering": ("compare", "isfinite", "isinf", "isnan", "nextafter", "order_key", "signbit", "spacing", "total_order"),
+    "fp8np.packed": ("PackedTensor", "pack"),
     "fp8np.scaling": ("dequantize", "quantize"),
     "fp8np.tensor": ("QTensor",),
     "fp8np.tensors": ("load_tensors", "save_tensors"),
@@ -37,6 +38,7 @@ __all__ = [
     "ACCUMULATORS",
     "Accumulator",
     "Model",
+    "PackedTensor",
     "QTensor",
     "compare",
     "conv1d",
@@ -62,6 +64,7 @@ __all__ = [
     "matmul",
     "nextafter",
     "order_key",
+    "pack",
     "plot",
     "quantize",
     "run",
@@ -81,6 +84,7 @@ if TYPE_CHECKING:
     from fp8np.linalg import conv1d, conv2d, conv_transpose1d, conv_transpose2d, linear, matmul
     from fp8np.model import Model, load, run
     from fp8np.ordering import compare, isfinite, isinf, isnan, nextafter, order_key, signbit, spacing, total_order
+    from fp8np.packed import PackedTensor, pack
     from fp8np.scaling import dequantize, quantize
     from fp8np.tensor import QTensor
     from fp8np.tensors import load_tensors, save_tensors

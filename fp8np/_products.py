@@ -10,12 +10,15 @@ import numpy as np
 import numpy.typing as npt
 
 from fp8np._aligned import aligned_product
+from fp8np._engine import engine_convolution, engine_floats, engine_matmul, engine_product
 from fp8np._exact import exact_product
 from fp8np.accumulators import Accumulator
 from fp8np.codec import decode_table
 from fp8np.errors import DTypeError, FormatError, ScaleError, ShapeError
-from fp8np.formats import FloatFormat
+from fp8np.formats import FloatFormat, get_format
+from fp8np.kernels._grid import takes
 from fp8np.kernels._table import select
+from fp8np.packed import PackedTensor
 from fp8np.tensor import Codes, Floats, QTensor
 
 __all__ = [
@@ -28,6 +31,7 @@ __all__ = [
     "float32_of",
     "matrices",
     "one_nan",
+    "packed_product",
     "pads_of",
     "pair_of",
     "product",
@@ -145,10 +149,45 @@ def _sums(a: Codes, a_format: FloatFormat, b: Codes, b_format: FloatFormat, how:
     if how.kind == "aligned":
         aligned_product(a, a_format, b, b_format, how, out)
         return out if a.shape[-1] else one_nan(out, how)  # without a step, what it started from
+    if how.kind == "fp32" and takes(a_format, b_format):
+        sums = engine_product(a, a_format, b, b_format)
+        return sums if init is None else one_nan(sums + init, how)
     gemm = select("gemm" if how.kind == "fp32" else "gemm_sequential", a_format, b_format)
     tables = decode_table(a_format), decode_table(b_format)
     gemm(np.ascontiguousarray(a), tables[0], np.ascontiguousarray(b), tables[1], _ONE, _ONE, _NO_BIAS, out)
     return one_nan(out, how)
+
+
+def packed_product(name: str, a: Any, b: PackedTensor, quantize: Any, scale: float | None) -> Floats:
+    """The product with a packed matrix: a (..., K), float32 or bfloat16 or quantized per tensor or per row."""
+    if isinstance(a, QTensor):
+        if quantize is not None or scale is not None:
+            raise DTypeError(f"{name}: quantize and scale are for floats; a is {a.format} already")
+        _check_inner(name, a.shape, b)
+        check_scale(name, "a", a, (-1,), "axis=-2 (M)")
+        if not takes(a.format):
+            raise FormatError(f"{name}: {a.format} is not multiplied by packed kernels; give the QTensor of b")
+        rows = a.codes.reshape(-1, b.shape[0])
+        per_row = a.scale if a.scale.size == 1 else np.broadcast_to(a.scale, (*a.shape[:-1], 1)).reshape(-1, 1)
+        return engine_matmul(QTensor(rows, a.format, per_row), b).reshape(*a.shape[:-1], b.shape[1])
+    x = np.asarray(a)
+    if x.dtype.name == "bfloat16":
+        x = x.astype(np.float32)
+    if x.dtype != np.float32:
+        raise DTypeError(f"{name}: expected a QTensor, float32 or bfloat16 for a, got {x.dtype}")
+    _check_inner(name, x.shape, b)
+    fmt = None if quantize is None else get_format(quantize)
+    if fmt is not None and not takes(fmt):
+        raise FormatError(f"{name}: expected quantize to be a signed format of 8 bits with a negative zero, got {fmt}")
+    if scale is not None and (fmt is None or not 0 < scale < math.inf):
+        raise ScaleError(f"{name}: expected a finite and positive scale together with quantize, got {scale!r}")
+    given = None if scale is None else np.array([scale], np.float32)
+    return engine_floats(x.reshape(-1, b.shape[0]), b, fmt, given).reshape(*x.shape[:-1], b.shape[1])
+
+
+def _check_inner(name: str, shape: tuple[int, ...], b: PackedTensor) -> None:
+    if not shape or shape[-1] != b.shape[0]:
+        raise ShapeError(f"{name}: expected a (..., K) with K = {b.shape[0]} as packed, got shape {shape}")
 
 
 def _batched(codes: Codes, batch: tuple[int, ...]) -> Codes:
@@ -224,6 +263,17 @@ def convolve(
     out: Floats
     if how.kind != "fp32":
         out = _gathered_convolution(x, w, stride, pads, dilation, groups, size, how)
+    elif (
+        takes(x.format, w.format)
+        and min(map(min, pads)) >= 0
+        and (
+            sums := engine_convolution(
+                x.codes, x.format, w, (pads[0][0], pads[1][0], pads[0][1], pads[1][1]), stride, dilation, groups, size
+            )
+        )
+        is not None
+    ):
+        out = sums
     else:
         out = np.empty((B, O, *size), np.float32)
         geometry = np.array([*stride, pads[0][0], pads[1][0], *dilation, groups], np.int64)

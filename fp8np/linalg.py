@@ -38,6 +38,7 @@ from fp8np._products import (
     convolve,
     float32_of,
     matrices,
+    packed_product,
     pads_of,
     pair_of,
     product,
@@ -47,28 +48,35 @@ from fp8np._products import (
 )
 from fp8np.accumulators import Accumulator, resolve_accumulate
 from fp8np.errors import PolicyError, ShapeError
+from fp8np.packed import PackedTensor
 from fp8np.tensor import Floats, QTensor
 
 __all__ = ["conv1d", "conv2d", "conv_transpose1d", "conv_transpose2d", "linear", "matmul"]
 
 
 def matmul(
-    a: QTensor,
-    b: QTensor,
+    a: QTensor | Floats,
+    b: QTensor | PackedTensor,
     *,
     accumulate: str | Accumulator = "fp32",
     promote_every: int | None = None,
     init: npt.ArrayLike | None = None,
+    quantize: Any = None,
+    scale: float | None = None,
 ) -> Floats:
     """The matrix product ``a @ b``, with the shapes and broadcasting of `numpy.matmul`.
 
     Args:
         a: (..., M, K) or (K,). Its scale may vary over batch axes and M; over K in blocks (docs/blocks.md), not otherwise.
-        b: (..., K, N) or (K,). Its scale may vary over batch axes and N; over K in blocks, not otherwise.
+            With a packed b also float32, or bfloat16 (an ml_dtypes array): multiplied as they are, unless `quantize` is given.
+        b: (..., K, N) or (K,). Its scale may vary over batch axes and N; over K in blocks, not otherwise. Or what `fp8np.pack` made
+            of a matrix: for many products with the same one.
         accumulate: a name or an `Accumulator`; see the module's docstring.
         promote_every: None for the accumulator's own, or products in a part; see the module's docstring.
         init: float32, broadcastable to the result: what the sum starts from, in units of products of the codes' values,
             that is before the scales.
+        quantize: with float32 a and a packed b: the format to which a is rounded on the way, per tensor.
+        scale: for `quantize`; by default the one by which the largest magnitude of a becomes the largest value of the format.
 
     Returns:
         float32 (..., M, N), less the axes that 1-d operands lack: ``(init + sum) * a.scale * b.scale``, rounded to float32
@@ -85,7 +93,16 @@ def matmul(
     array([[1.75]], dtype=float32)
     """
     how = resolve_accumulate("matmul", accumulate, promote_every)
+    if isinstance(b, PackedTensor):
+        if how.kind != "fp32" or init is not None:
+            raise PolicyError(
+                f"matmul: a packed b is multiplied with accumulate='fp32' and without init, got {accumulate!r}; give the QTensor"
+            )
+        return packed_product("matmul", a, b, quantize, scale)
+    if quantize is not None or scale is not None:
+        raise PolicyError("matmul: quantize and scale go with a packed b; quantize a with fp8np.quantize, or pack b")
     check_operands("matmul", a=a, b=b)
+    assert isinstance(a, QTensor)
     left, right, batch, shape = matrices("matmul", a, b)
     if a.block is not None or b.block is not None:
         return _in_blocks("matmul", left, right, batch, how, init).reshape(shape)

@@ -27,7 +27,8 @@ KINDS = {
     "selu": ("elu", {"alpha": 1.6732632423543772, "scale": 1.0507009873554805, "input_scale": 1.0}, -INF, INF, 2.0),
     "leaky_relu": ("leaky_relu", {"negative_slope": 0.25}, 0.25, INF, 0.5),
     "log_sigmoid": ("log_sigmoid", {}, -INF, INF, 3.0),
-    "exp": ("exp", {}, -INF, INF, 1.0),
+    # 0.9 where multiply-adds are fused.
+    "exp": ("exp", {}, -INF, INF, 1.2),
     "log": ("log", {}, -INF, INF, 1.0),
     "sqrt": ("sqrt", {}, -INF, INF, 0.5),
     "rsqrt": ("rsqrt", {}, -INF, INF, 1.5),

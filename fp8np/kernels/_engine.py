@@ -21,9 +21,9 @@ import numpy.typing as npt
 from fp8np.formats import FloatFormat
 from fp8np.kernels._cpu import Cpu, describe
 from fp8np.kernels._fma import fma_1x32, fma_2x16, fma_4x16, fma_8x32
-from fp8np.kernels._jit import native
-from fp8np.kernels._native import byte_at, float_at, put_byte, put_float
-from fp8np.kernels._program import aligned_copy
+from fp8np.kernels._jit import entry, native
+from fp8np.kernels._native import byte_at, float_at, put_byte, put_float, word
+from fp8np.kernels._program import Task, Word, aligned_copy
 from fp8np.kernels._vector import as_float, as_int, floats, ints, load_bytes, select_int, shl, store
 from fp8np.kernels._x86 import amx_block_1, amx_block_2, bf16_dots_8, tiles_off, tiles_on, widen_64, widen_packed_64
 
@@ -36,11 +36,13 @@ __all__ = [
     "block",
     "decode_tables",
     "end",
+    "order_of_slab",
     "pack_codes",
     "pack_values",
     "packed_steps",
     "widen_codes",
     "widen_slab",
+    "widened_task",
 ]
 
 STEP = 32
@@ -234,6 +236,18 @@ else:
             store(out + 4 * i, floats(np.float32(0)))
 
 
+@entry
+def widen_packed(args: int, unit: int, scratch: int) -> None:
+    """All slabs of a block of columns. Words: packed codes, tables, where they go, steps."""
+    steps = word(args, 3)
+    widen_slab(word(args, 0) + unit * steps * 1024, word(args, 1), word(args, 2) + unit * steps * 1024 * ELEMENT, steps)
+
+
+def widened_task(packed: Word, tables: Word, out: Word, blocks: int, steps: int) -> Task:
+    """Packed codes (blocks, steps, 1024) -> the slabs that `widen_slab` makes of them."""
+    return Task(widen_packed, (packed, tables, out, steps), blocks)
+
+
 # -- packing ----------------------------------------------------------------------------------------------------------
 
 
@@ -262,6 +276,14 @@ def pack_codes(codes: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
     # Of each 64, eight of the first 32, eight of the second, and so on: what `vpunpck` interleaves.
     blocks, steps, _ = ordered.shape
     return aligned_copy(ordered.reshape(blocks, steps, 16, 2, 4, 8).swapaxes(3, 4)).reshape(blocks, steps, 1024)
+
+
+def order_of_slab() -> npt.NDArray[np.int64]:
+    """For each byte of a packed step, whose it is: column * 32 + term."""
+    index = np.arange(COLUMNS * STEP).reshape(COLUMNS, STEP)
+    # In two halves, since the order is told in bytes.
+    low, high = (pack_codes((index >> shift & 255).astype(np.uint8)).reshape(-1).astype(np.int64) for shift in (0, 8))
+    return low | high << 8
 
 
 def pack_values(values: npt.NDArray[np.float32]) -> npt.NDArray[np.uint8]:

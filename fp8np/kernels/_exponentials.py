@@ -17,7 +17,22 @@ import numpy as np
 from fp8np.kernels._jit import native
 from fp8np.kernels._vector import as_float, as_int, floats, fma, from_int, ints, maximum, minimum, select, shl, shr
 
-__all__ = ["E3", "E4", "E5", "E6", "LN2_HIGH", "LN2_LOW", "LOG2E", "ROUND", "exp", "exp_negative", "expm1", "expm1_negative", "log", "log1p"]
+__all__ = [
+    "E3",
+    "E4",
+    "E5",
+    "E6",
+    "LN2_HIGH",
+    "LN2_LOW",
+    "LOG2E",
+    "ROUND",
+    "exp",
+    "exp_negative",
+    "expm1",
+    "expm1_negative",
+    "log",
+    "log1p",
+]
 
 _F = np.float32
 _ZERO, _HALF, _ONE, _TWO = _F(0), _F(0.5), _F(1), _F(2)

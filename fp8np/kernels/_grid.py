@@ -120,11 +120,11 @@ def matrix(rows: int, k: int, parts: int = 1) -> Image:
 
 
 def takes(*formats: FloatFormat) -> bool:
-    """Whether products of these formats are the engine's: 8 bits with a sign, values and quanta within bfloat16's normal range, and
-    one NaN for both signs or none that only one sign has.
+    """Whether products of these formats are the engine's: 8 bits with a sign and a negative zero, and values of such magnitudes that
+    neither they nor their products leave the normal numbers of bfloat16 and float32, whose smaller ones matrix units take for zero.
     """
     return all(
-        f.signed and f.bits == 8 and f.has_negative_zero and f.mantissa_bits <= 7 and f.quantum_exponent >= -126 and f.max < 2.0**127
+        f.signed and f.bits == 8 and f.has_negative_zero and f.mantissa_bits <= 7 and f.quantum_exponent >= -63 and f.max < 2.0**63
         for f in formats
     )
 

@@ -25,7 +25,19 @@ from fp8np.kernels._emit import at, call, load, loop, plus, store, times
 from fp8np.kernels._jit import intrinsic
 from fp8np.kernels._vector import F32, memory
 
-__all__ = ["amx_block_1", "amx_block_2", "bf16_dots_1", "bf16_dots_8", "prefetch", "store_brain", "tiles_off", "tiles_on", "widen_64", "widen_packed_64"]
+__all__ = [
+    "amx_block_1",
+    "amx_block_2",
+    "bf16_dots_1",
+    "bf16_dots_8",
+    "configure",
+    "prefetch",
+    "store_brain",
+    "tiles_off",
+    "tiles_on",
+    "widen_64",
+    "widen_packed_64",
+]
 
 _I8, _I16, _I32, _I64, _F32 = ir.IntType(8), ir.IntType(16), ir.IntType(32), ir.IntType(64), ir.FloatType()
 _VOID, _V64, _VF, _VB = ir.VoidType(), ir.VectorType(_I8, 64), ir.VectorType(_F32, 16), ir.VectorType(_I32, 16)
@@ -41,15 +53,18 @@ TILE = 1024
 # Four products for four loads: each load of 16 cache lines takes 8 cycles, each product 16.
 
 
-@intrinsic(lambda address: None, types.void, types.int64)
-def tiles_on(builder: Any, address: Any) -> Any:
-    """Configures all eight tiles as 16 rows of 64 bytes; `address` is of 64 bytes that this writes and reads."""
+def configure(builder: Any, address: Any) -> None:
+    """Emits the configuration of all eight tiles as 16 rows of 64 bytes; `address` is of 64 bytes that this writes and reads."""
     cgutils.memset(builder, at(builder, address), ir.Constant(_I64, 64), 0)
     builder.store(ir.Constant(_I8, 1), at(builder, address))  # palette 1
     for tile in range(8):
         builder.store(ir.Constant(_I16, 64), at(builder, plus(builder, address, 16 + 2 * tile), _I16))
         builder.store(ir.Constant(_I8, 16), at(builder, plus(builder, address, 48 + tile)))
     call(builder, "llvm.x86.ldtilecfg", _VOID, at(builder, address))
+
+
+tiles_on = intrinsic(lambda address: None, types.void, types.int64)(configure)
+"""Configures the tiles; see `configure`."""
 
 
 @intrinsic(lambda: None, types.void)

@@ -39,7 +39,7 @@ from fp8np.kernels._float_blocks import (
 )
 from fp8np.kernels._functions import exp
 from fp8np.kernels._jit import entry, native
-from fp8np.kernels._native import byte_at, float_at, put_float, word
+from fp8np.kernels._native import byte_at, clear, float_at, put_float, word
 from fp8np.kernels._parts import transpose_16
 from fp8np.kernels._program import Task, Word, float_word
 from fp8np.kernels._vector import floats, fma, ints, load, load_bytes_n, maximum, select, store, store_n
@@ -49,6 +49,7 @@ __all__ = ["Heads", "Mask", "attention_task"]
 ROWS = 512
 """Query rows of a unit, at most: keys and values are packed for so many at once. Fewer where that leaves fewer than UNITS units."""
 UNITS = 12
+GROUP = 1 << 18
 KEYS = 256
 """Keys of a block, at most. Blocks of 128 cost 5 % more (1024 tokens), of 64 20 %; whatever is walked over stays in the second-level
 cache."""
@@ -59,9 +60,9 @@ _ZERO, _ONE, _NONE = _F(0), _F(1), _F(-np.inf)
 # Words. Heads are an address and the bytes from batch to batch, head to head, row to row.
 _Q, _K, _V, _OUT, _MASK, _MASK_STEP, _MASK_KIND = 0, 4, 8, 12, 16, 20, 21
 _HEADS, _SHARED, _L, _S, _E, _EV, _SCALE, _CAUSAL = range(22, 30)
-_ROWS, _KEYS, _LEADING, _OFFSETS = range(30, 34)
+_ROWS, _KEYS, _LEADING, _OFFSETS, _GROUP, _ITEMS = range(30, 36)
 # Where things lie in scratch.
-_AT_Q, _AT_K, _AT_V, _AT_S, _AT_P, _AT_C, _AT_O, _AT_STATE, _AT_STAGE = range(34, 43)
+_AT_Q, _AT_K, _AT_V, _AT_S, _AT_P, _AT_C, _AT_O, _AT_STATE, _AT_STAGE = range(36, 45)
 
 _FLOAT_MASK, _BOOL_MASK = 1, 2
 
@@ -170,30 +171,37 @@ def _folded_rows(stage: int) -> int:
 
 
 @native
-def _softmax(args: int, mask: int, s: int, p: int, state: int, row: int, rows: int, count: int, scratch: int, plain: int) -> None:
-    # Scores of up to sixteen rows, from query row `row` on, of `count` keys become exponentials, with zeros up to a whole step.
-    # state: f32 (3, 16): the largest score, the sum, the factor of what was summed before.
-    stage = scratch + word(args, _AT_STAGE)
-    stride = word(args, _KEYS) // 32 * LEFT + 64
-    width = (count + 31) // 32 * 32
+def _largest(args: int, mask: int, s: int, row: int, rows: int, count: int, stage: int) -> None:
+    # The largest of each lane of sixteen rows of scores, which it masks, to `stage`.
+    bare = word(args, _MASK_KIND) == 0
+    causal, step, below = word(args, _CAUSAL), word(args, _MASK_STEP), word(args, _MASK + 3)
     for r in range(16):
         x, y = floats(_NONE), floats(_NONE)
         if r < rows:
-            visible = min(count, row + r + 1) if word(args, _CAUSAL) else count
-            for n in range(0, width, 32):
+            visible = min(count, row + r + 1) if causal else count
+            for n in range(0, count, 32):
                 place = s + 64 * r + 128 * n
                 a, b = load(place), load(place + 1024)
-                if n + 32 > visible or word(args, _MASK_KIND):
-                    here = mask + r * word(args, _MASK + 3) + n * word(args, _MASK_STEP)
+                if n + 32 > visible or not bare:
+                    here = mask + r * below + n * step
                     a = _masked(args, here, a, n, visible, count)
-                    b = _masked(args, here + 16 * word(args, _MASK_STEP), b, n + 16, visible, count)
+                    b = _masked(args, here + 16 * step, b, n + 16, visible, count)
                     store(place, a)
                     store(place + 1024, b)
                 x, y = maximum(a, x), maximum(b, y)
         store(stage + 64 * r, maximum(x, y))
+
+
+@native
+def _softmax(args: int, mask: int, s: int, p: int, state: int, row: int, rows: int, count: int, stage: int, plain: int) -> None:
+    # Scores of up to sixteen rows, from query row `row` on, of `count` keys become exponentials, with zeros up to a whole step.
+    # state: f32 (3, 16): the largest score, the sum, the factor of what was summed before.
+    _largest(args, mask, s, row, rows, count, stage)
+    # Sixteen rows are folded at once, their lanes across.
+    across = stage + 1024
+    transpose_16(stage, 64, across, 64)
     before = load(state)
     now = before
-    across = _folded_rows(stage)
     for i in range(16):
         now = maximum(load(across + 64 * i), now)
     # A row that has seen nothing keeps 0, so that its exponentials are 0 and not NaN.
@@ -202,19 +210,20 @@ def _softmax(args: int, mask: int, s: int, p: int, state: int, row: int, rows: i
     store(state, now)
     store(state + 128, factor)
     store(stage + 2048, high)
+    stride = word(args, _KEYS) // 32 * LEFT + 64
     for r in range(rows):
         top = floats(float_at(stage + 2048 + 4 * r))
         sums = floats(_ZERO)
-        for n in range(0, width, 32):
+        for n in range(0, count, 32):
             place = s + 64 * r + 128 * n
             a, b = exp(load(place) - top), exp(load(place + 1024) - top)
             if plain:
                 store(place, a)
                 store(place + 1024, b)
             sums = sums + (a + b)
-            put_left(p + r * stride + n // 32 * LEFT, a, b, sums)
+            put_left(p + r * stride + (n >> 5) * LEFT, a, b, sums)
         store(stage + 64 * r, sums)
-    across = _folded_rows(stage)
+    transpose_16(stage, 64, across, 64)
     sums = load(state + 64) * factor
     for i in range(16):
         sums = sums + load(across + 64 * i)
@@ -246,12 +255,6 @@ def _plain_sums(args: int, v: int, rows: int, keys: int, c: int, scratch: int) -
 
 
 @native
-def _row_state(args: int, r: int, scratch: int) -> int:
-    # Address of the largest score of row r of a unit.
-    return scratch + word(args, _AT_STATE) + r // 16 * 192 + r % 16 * 4
-
-
-@native
 def _rows(
     args: int, q: int, k: int, v: int, mask: int, key: int, keys: int, first: int, r0: int, rows: int, plain: int, scratch: int
 ) -> None:
@@ -272,7 +275,8 @@ def _rows(
     for r in range(0, rows, 16):
         state = scratch + word(args, _AT_STATE) + (r0 + r) // 16 * 192
         place = mask + (r0 + r) * word(args, _MASK + 3)
-        _softmax(args, place, s + r * 128, p + r * far, state, first + r0 + r - key, min(16, rows - r), keys, scratch, plain & 2)
+        stage = scratch + word(args, _AT_STAGE)
+        _softmax(args, place, s + r * 128, p + r * far, state, first + r0 + r - key, min(16, rows - r), keys, stage, plain & 2)
     o = scratch + word(args, _AT_O) + r0 // 32 * ((EV + 31) // 32 * 4096)
     c = o if key == 0 else scratch + word(args, _AT_C)
     if plain & 2:
@@ -282,23 +286,43 @@ def _rows(
             b = scratch + word(args, _AT_V) + j // 32 * (size // 32) * RIGHT
             block(p, far, offsets, b, c + j // 32 * 4096, (keys + 31) // 32, rows)
     if key:
+        columns = (EV + 31) // 32
         for r in range(rows):
-            factor = floats(float_at(_row_state(args, r0 + r, scratch) + 128))
+            factor = floats(float_at(scratch + word(args, _AT_STATE) + (r0 + r >> 4) * 192 + 128 + (r & 15) * 4))
             place = (r >> 4) * 2048 + (r & 15) * 64
-            for j in range((EV + 31) // 32 * 2):
-                here = place + (j >> 1) * 4096 + (j & 1) * 1024
+            for j in range(columns):
+                here = place + j * 4096
                 store(o + here, fma(load(o + here), factor, load(c + here)))
+                store(o + here + 1024, fma(load(o + here + 1024), factor, load(c + here + 1024)))
 
 
-@entry
-def attention(args: int, unit: int, scratch: int) -> None:
-    """A unit is ROWS query rows of a head of a batch."""
+@native
+def _finish(out: int, stride: int, o: int, state: int, rows: int, EV: int) -> None:
+    # The sums of a unit over their weights.
+    for r in range(0, rows, 16):
+        weight = load(state + 12 * r + 64)
+        # One division for sixteen rows, and a rounding more for each result.
+        store(state + 12 * r, floats(_ONE) / select(weight == floats(_ZERO), floats(_ONE), weight))
+    for r in range(rows):
+        factor = floats(float_at(state + (r >> 4) * 192 + (r & 15) * 4))
+        source = o + (r >> 5) * ((EV + 31) // 32 * 4096) + (r >> 4 & 1) * 2048 + (r & 15) * 64
+        for j in range(0, EV, 16):
+            y = load(source + (j >> 5) * 4096 + (j & 16) * 64) * factor
+            if EV - j >= 16:
+                store(out + r * stride + 4 * j, y)
+            else:
+                store_n(out + r * stride + 4 * j, y, EV - j)
+
+
+@native
+def _item(args: int, item: int, scratch: int) -> None:
+    # Rows of a head.
     L, S, EV, size = word(args, _L), word(args, _S), word(args, _EV), word(args, _KEYS)
     blocks = (L + word(args, _ROWS) - 1) // word(args, _ROWS)
     # The last rows first: where the mask is causal, theirs is the most work.
-    first = (blocks - 1 - unit % blocks) * word(args, _ROWS)
-    head = unit // blocks % word(args, _HEADS)
-    batch = unit // blocks // word(args, _HEADS)
+    first = (blocks - 1 - item % blocks) * word(args, _ROWS)
+    head = item // blocks % word(args, _HEADS)
+    batch = item // blocks // word(args, _HEADS)
     shared = head // word(args, _SHARED)
     rows = min(word(args, _ROWS), L - first)
     q = word(args, _Q) + batch * word(args, _Q + 1) + head * word(args, _Q + 2) + first * word(args, _Q + 3)
@@ -306,13 +330,14 @@ def attention(args: int, unit: int, scratch: int) -> None:
     v = word(args, _V) + batch * word(args, _V + 1) + shared * word(args, _V + 2)
     out = word(args, _OUT) + batch * word(args, _OUT + 1) + head * word(args, _OUT + 2) + first * word(args, _OUT + 3)
     mask = word(args, _MASK) + batch * word(args, _MASK + 1) + head * word(args, _MASK + 2) + first * word(args, _MASK + 3)
-    begin(scratch)
-    state = scratch + word(args, _AT_STATE)
+    state, o = scratch + word(args, _AT_STATE), scratch + word(args, _AT_O)
     for r in range(0, rows, 16):
         store(state + 12 * r, floats(_NONE))
         store(state + 12 * r + 64, floats(_ZERO))
     queries = is_clean(_put_queries(args, q, rows, scratch))
     limit = min(S, first + rows) if word(args, _CAUSAL) else S
+    if limit == 0:
+        clear(o, (rows + 31) // 32 * ((EV + 31) // 32) * 4096)
     for key in range(0, limit, size):
         keys = min(size, limit - key)
         kk, vv = k + key * word(args, _K + 3), v + key * word(args, _V + 3)
@@ -323,13 +348,17 @@ def attention(args: int, unit: int, scratch: int) -> None:
             if seen > 0:
                 place = mask + key * word(args, _MASK_STEP)
                 _rows(args, q, kk, vv, place, key, seen, first, r0, min(32, rows - r0), plain, scratch)
+    _finish(out, word(args, _OUT + 3), o, state, rows, EV)
+
+
+@entry
+def attention(args: int, unit: int, scratch: int) -> None:
+    """A unit is a few times up to ROWS query rows of a head."""
+    group = word(args, _GROUP)
+    begin(scratch)
+    for item in range(unit * group, min(unit * group + group, word(args, _ITEMS))):
+        _item(args, item, scratch)
     end()
-    for r in range(rows):
-        weight = float_at(_row_state(args, r, scratch) + 64)
-        factor = floats(_ONE / weight if weight != _ZERO else _ONE)
-        for j in range(0, EV, 16):
-            place = _place(scratch + word(args, _AT_O) + (r >> 5) * ((EV + 31) // 32 * 4096), r & 31, j)
-            store_n(out + r * word(args, _OUT + 3) + 4 * j, load(place) * factor if limit > 0 else floats(_ZERO), EV - j)
 
 
 def attention_task(
@@ -363,6 +392,9 @@ def attention_task(
     rows = max(32, min(ROWS, -(-queries // 32) * 32))
     while rows > 32 and batch * heads * -(-queries // rows) < UNITS:
         rows = -(-rows // 64) * 32
+    items = batch * heads * -(-queries // rows)
+    # Small heads go in groups: to begin and end with a unit costs 300 cycles.
+    group = max(1, min(GROUP // (rows * (keys + 1) * (width + value_width + 1)), items // (4 * UNITS)))
     size = min(KEYS, max(32, -(-keys // 32) * 32))
     steps, columns = -(-width // 32), -(-value_width // 32)
     sizes = {
@@ -401,6 +433,8 @@ def attention_task(
         size,
         _LEADING_ZEROS,
         OFFSETS,
+        group,
+        items,
         *places[:-1],
     )
-    return Task(attention, words, batch * heads * -(-queries // max(rows, 1)), places[-1])
+    return Task(attention, words, -(-items // group), places[-1])

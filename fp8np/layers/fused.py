@@ -34,7 +34,7 @@ def conv_shape(x: Spec, weight: Spec, bias: Spec | None = None, residual: Spec |
     padded = Spec((*x.shape[:-2], x.shape[-2] + top + bottom, x.shape[-1] + left + right), x.dtype)
     kept = {name: attrs[name] for name in ("stride", "dilation", "groups")}
     y = OPS["conv2d"].shape(padded, weight, bias, padding=(0, 0), **kept)
-    assert isinstance(y, Spec)  # noqa: S101 - conv2d has one output
+    assert isinstance(y, Spec)
     require_floats("fused_conv2d", residual=residual)
     require_shape("fused_conv2d", y.shape, residual=residual)
     return y
@@ -64,7 +64,7 @@ def fused_conv2d(
 def linear_shape(x: Spec, weight: Spec, bias: Spec | None = None, residual: Spec | None = None, **attrs: Any) -> Spec:
     """(..., K), (N, K), (N,) -> (..., N)"""
     y = OPS["linear"].shape(x, weight, bias)
-    assert isinstance(y, Spec)  # noqa: S101 - linear has one output
+    assert isinstance(y, Spec)
     require_floats("fused_linear", residual=residual)
     require_shape("fused_linear", y.shape, residual=residual)
     return y

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from fp8np._packing import Pads
 from fp8np.formats import FloatFormat, get_format
 from fp8np.graph import Constant, Graph, Node, Value, leaves
 from fp8np.kernels._ending import View
@@ -21,15 +22,12 @@ from fp8np.kernels._grid import Image, round_words
 from fp8np.kernels._program import Task, Word
 from fp8np.kernels.rearrange import permute_task
 from fp8np.kernels.widen import quantize_planes_task, quantize_task, scale_tasks
-from fp8np.plan.storage import At, Buffer, Stored, dense, last_strides, places
+from fp8np.plan.storage import At, Buffer, Stored, dense, places
 from fp8np.plan.weights import Weights
 from fp8np.scaling import dequantize, quantize
 from fp8np.tensor import QTensor
 
-__all__ = ["Builder", "Grid", "Host", "Pads", "Quantized"]
-
-Pads = tuple[int, int, int, int]
-"""Zeros above, on the left, below, on the right."""
+__all__ = ["Builder", "Grid", "Host", "Quantized"]
 
 NO_PADS: Pads = (0, 0, 0, 0)
 
@@ -157,7 +155,7 @@ class Builder:
 
     def value(self, name: str | None) -> Stored:
         """A value that is not FP8, as it is stored; floats of an FP8 value or weight."""
-        assert name is not None  # noqa: S101 - lowerings ask for inputs that are there
+        assert name is not None
         if name in self.stored:
             return self.stored[name]
         constant = self.weights.constants.get(name)

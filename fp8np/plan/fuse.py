@@ -46,7 +46,7 @@ def pads_into_convolutions(graph: Graph) -> Graph:
         if pads is None or not ends or not first or any(q.outputs[0] in kept for q in through):
             continue
         source = node.inputs[0]
-        assert source is not None  # noqa: S101 - pad's input is required
+        assert source is not None
         replaced[node.outputs[0]] = source, pads
         for q in through:
             changed[q.name] = q.replace(inputs=(source,))
@@ -63,7 +63,9 @@ def pads_into_convolutions(graph: Graph) -> Graph:
             attrs = OPS["conv2d"].filled(node.attrs)
             own = _pads(attrs.pop("padding"), graph.facts(str(node.inputs[1])).shape[2:], attrs["dilation"])
             total = (own[0] + top, own[1] + left, own[2] + bottom, own[3] + right)
-            node = node.replace(op="fused_conv2d", inputs=(source, *node.inputs[1:], None), attrs=MappingProxyType({**attrs, "pads": total}))
+            node = node.replace(
+                op="fused_conv2d", inputs=(source, *node.inputs[1:], None), attrs=MappingProxyType({**attrs, "pads": total})
+            )
         nodes.append(node)
     return pruned(graph.replace(nodes=tuple(nodes), values=MappingProxyType(values)))
 

@@ -126,9 +126,7 @@ def _finished(b: Builder, outputs: Mapping[str, Stored]) -> Plan:
             stored.at.base.used(len(b.steps))
             buffers[id(stored.at.base)] = stored.at.base
     arena, zeroed = assign(buffers.values())
-    tasks = [
-        dataclasses.replace(step, words=tuple(resolved(w) for w in step.words)) for step in b.steps if isinstance(step, Task)
-    ]
+    tasks = [dataclasses.replace(step, words=tuple(resolved(w) for w in step.words)) for step in b.steps if isinstance(step, Task)]
     segments: list[tuple[int, int] | Host] = []
     first = done = 0
     for step in b.steps:

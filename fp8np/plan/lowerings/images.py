@@ -53,7 +53,12 @@ def mean(b: Builder, node: Node, attrs: Mapping[str, Any]) -> bool:
     """Over the last two axes of pictures."""
     shape = b.shape(node.inputs[0])
     dims = attrs["dim"]
-    if len(shape) != 4 or not isinstance(dims, tuple) or attrs["dtype"] not in (None, "float32") or b.facts[str(node.inputs[0])].dtype != "float32":
+    if (
+        len(shape) != 4
+        or not isinstance(dims, tuple)
+        or attrs["dtype"] not in (None, "float32")
+        or b.facts[str(node.inputs[0])].dtype != "float32"
+    ):
         return False
     return {d % 4 for d in dims} == {2, 3} and _mean(b, node)
 

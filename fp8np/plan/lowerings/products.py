@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from fp8np._packing import Pads, filters, grouped_filters, kind_of, packable, singles, taps_of
 from fp8np.graph import Node
 from fp8np.kernels._ending import Ending, Left, View
 from fp8np.kernels._engine import COLUMNS, STEP
@@ -21,8 +22,7 @@ from fp8np.kernels._program import Word
 from fp8np.kernels.depthwise import depthwise_task
 from fp8np.kernels.product import product_task
 from fp8np.kernels.widen import place_task, quantize_task, split_task
-from fp8np.plan.builder import NO_PADS, Builder, Grid, Pads, word
-from fp8np.plan.pack import filters, grouped_filters, packable, singles
+from fp8np.plan.builder import NO_PADS, Builder, Grid, word
 from fp8np.plan.storage import At, Buffer, Stored, last_strides
 
 __all__ = ["LOWERINGS", "wanted_pads"]
@@ -46,22 +46,11 @@ def wanted_pads(b: Builder, node: Node, name: str) -> Pads | None:
         return NO_PADS if packable(weight) and not b.picture(name) else None
     if node.op != "fused_conv2d" or not packable(weight):
         return None
-    how = _kind(node.attrs.get("groups", 1), weight.shape)  # type: ignore[union-attr]
+    how = kind_of(node.attrs.get("groups", 1), weight.shape)  # type: ignore[union-attr]
     if how is None or (how == "dense" and _narrow(weight.shape)):  # type: ignore[union-attr]
         return None
     pads = tuple(node.attrs["pads"])
     return pads if all(p >= 0 for p in pads) else None  # type: ignore[return-value]
-
-
-def _kind(groups: int, weight: tuple[int, ...]) -> str | None:
-    o, c = weight[:2]
-    if groups == 1:
-        return "dense"
-    if c == 1 and o == groups:
-        return "depthwise"
-    if o == groups * c and COLUMNS % c == 0:
-        return "grouped"
-    return None
 
 
 def _narrow(weight: tuple[int, ...]) -> bool:
@@ -206,17 +195,16 @@ def fused_conv2d(b: Builder, node: Node, attrs: Mapping[str, Any]) -> bool:
     pads: Pads = tuple(attrs["pads"])
     if not packable(weight) or min(pads) < 0 or (node.inputs[2] is not None and b.constant(node.inputs[2]) is None):
         return False
-    assert weight is not None  # noqa: S101 - packable
-    kind = _kind(attrs["groups"], weight.shape)
+    assert weight is not None
+    kind = kind_of(attrs["groups"], weight.shape)
     if kind is None or 0 in b.shape(node.outputs[0]) or 0 in weight.shape:
         return False
     (sy, sx), (dy, dx), (kh, kw) = attrs["stride"], attrs["dilation"], weight.shape[2:]
     images, _, ho, wo = b.shape(node.outputs[0])
-    taps = [(i, j) for i in range(kh) for j in range(kw)]
     if kind == "dense" and _narrow(weight.shape) and dx == 1:
         grid = _unfolded(b, name, pads, kw, sx)
         made = b.weights.prepare("product", constant, "unfolded", lambda w: filters(w, unfolded=True))
-        pads, sx, kw, taps = NO_PADS, 1, 1, [(i, 0) for i in range(kh)]
+        pads, sx, kw = NO_PADS, 1, 1
     else:
         grid = _operand(b, name, pads)
         if kind == "depthwise":
@@ -226,22 +214,18 @@ def fused_conv2d(b: Builder, node: Node, attrs: Mapping[str, Any]) -> bool:
         else:
             made = b.weights.prepare("product", constant, "", filters)
     image = grid.image
-    # The image may have more zeros around it than this convolution wants.
-    first = (image.top - pads[0]) * image.row + (image.left - pads[1]) * image.pitch
-    across = image.left + image.width + image.right
-    raster = across if (sy, sx) == (1, 1) else 0
-    view = View(word(grid.at.plus(first)), image.image, sy * image.row, sx * image.pitch)
-    left = Left(view, images, ho, wo, raster, _scale(b, name), part=_part(image))
-    at_tap = [i * dy * image.row + j * dx * image.pitch for i, j in taps]
+    taps = taps_of(image, (kh, kw), (sy, sx), (dy, dx), pads)
+    view = View(word(grid.at.plus(taps.first)), image.image, taps.row, taps.pixel)
+    left = Left(view, images, ho, wo, taps.raster, _scale(b, name), part=_part(image))
     ending = _ending(b, node, attrs, made.scale, True)
     if kind == "depthwise":
         parts = [p * image.part for p in range(image.parts)]
-        offsets = np.array([p + t for p in parts for t in at_tap], np.int64)
+        offsets = np.array([p + t for p in parts for t in taps.offsets], np.int64)
         values = np.tile(made.values, (1, image.parts, 1)) if image.parts > 1 else made.values
         b.emit(depthwise_task(left, values, weight.shape[0], image.panel, offsets, ending, threads=b.threads))
         return True
     steps = 1 if kind == "grouped" else image.steps
-    offsets = np.array([t + image.offset(s) for t in at_tap for s in range(steps)], np.int64)
+    offsets = np.array([t + image.offset(s) for t in taps.offsets for s in range(steps)], np.int64)
     panel = image.panel if kind == "grouped" else None
     b.emit(product_task(left, made.packed, offsets, ending, threads=b.threads, panel=panel))
     return True
@@ -249,4 +233,4 @@ def fused_conv2d(b: Builder, node: Node, attrs: Mapping[str, Any]) -> bool:
 
 LOWERINGS = {"fused_linear": fused_linear, "fused_conv2d": fused_conv2d}
 
-assert STEP == COLUMNS  # noqa: S101 - the channels that a block writes are a step of the next product
+assert STEP == COLUMNS

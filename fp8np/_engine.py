@@ -1,0 +1,162 @@
+"""Products and convolutions of quantized tensors by the engine: one short program a call."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from fp8np._packing import Filters, Pads, filters, grouped_filters, kind_of, singles, taps_of
+from fp8np.formats import FloatFormat
+from fp8np.kernels._ending import Ending, Left, View, no_bias
+from fp8np.kernels._engine import decode_tables
+from fp8np.kernels._grid import PARTS, Image, matrix, round_words
+from fp8np.kernels._program import Arena, External, Program, Task, Word
+from fp8np.kernels._threads import get_num_threads
+from fp8np.kernels.depthwise import depthwise_task
+from fp8np.kernels.product import Packed, product_task
+from fp8np.kernels.widen import quantize_task, scale_tasks, split_task, widen_task
+from fp8np.packed import PackedTensor
+from fp8np.tensor import Codes, Floats, QTensor
+
+__all__ = ["engine_convolution", "engine_floats", "engine_matmul", "engine_product"]
+
+_ONE = np.ones(1, np.float32)
+
+
+def engine_product(a: Codes, a_format: FloatFormat, b: Codes, b_format: FloatFormat) -> Floats:
+    """f32 (Z, M, N) of codes a (Z|1, M, K) and b (Z|1, N, K), without scales. NaN is 0x7FC00000."""
+    Z = max(len(a), len(b)) if len(a) and len(b) else 0
+    out = np.zeros((Z, a.shape[1], b.shape[1]), np.float32)
+    if out.size == 0:
+        return out
+    for z in range(Z):
+        if z == 0 or len(b) > 1:
+            made = filters(QTensor(b[z if len(b) > 1 else 0], b_format))
+        rows = np.ascontiguousarray(a[z if len(a) > 1 else 0])
+        _program(rows.shape, a_format, made.packed, made.scale, rows=False).run(rows, _ONE, out[z])
+    return out
+
+
+def engine_matmul(a: QTensor, b: PackedTensor) -> Floats:
+    """f32 (M, N) of a (M, K), scaled per tensor or row, and a packed matrix; both scales multiply."""
+    rows = a.scale.size > 1
+    key = "codes", a.shape, a.format, rows, get_num_threads()
+    out = np.empty((a.shape[0], b.shape[1]), np.float32)
+    if out.size == 0:
+        return out
+    if key not in b.programs:
+        b.programs[key] = _program(a.shape, a.format, b.packed, b.scale, rows=rows)
+    scale = np.ascontiguousarray(a.scale.reshape(-1))
+    b.programs[key].run(np.ascontiguousarray(a.codes), scale, out)
+    return out
+
+
+class _Run:
+    """A program of one call, and what it is given."""
+
+    def __init__(self, tasks: list[Task], arena: int, zeroed: int = 0) -> None:
+        self.program = Program(tasks, arena, zeroed)
+
+    def run(self, a: npt.NDArray[Any], scale: Floats, out: Floats) -> None:
+        memory = self.program.memory()
+        for name, array in (("a", a), ("scale", scale), ("out", out)):
+            if name in self.program.externals:
+                memory.bind(name, array.ctypes.data)
+        memory.run()
+        self.program.release(memory)
+
+
+def _rounded_up(size: int) -> int:
+    return -(-size // 64) * 64
+
+
+def _program(shape: tuple[int, ...], fmt: FloatFormat, packed: Packed, scale: Floats, *, rows: bool) -> _Run:
+    """a (M, K) codes -> out (M, N). rows: whether `scale` has a number for each row."""
+    m, k = shape
+    image = matrix(m, k)
+    at = View(Arena(0), 0, 0, image.pitch)
+    widen = widen_task(View(External("a"), 0, 0, k), at, image.panel, (1, 1, m, k), decode_tables(fmt))
+    return _Run([widen, _product(image, at, packed, scale, External("scale"), rows)], image.size)
+
+
+def _product(image: Image, at: View, packed: Packed, scale: Floats, a_scale: Word, rows: bool) -> Task:
+    m, n = image.width, packed.columns
+    left = Left(at, 1, 1, m, m, a_scale, row_scale=a_scale if rows else None, part=image.part if image.parts > 1 else 0)
+    offsets = np.array([image.offset(s) for s in range(image.steps)], np.int64)
+    ending = Ending(scale, no_bias(packed.blocks), out=View(External("out"), 0, 0, 4 * n), one_nan=True)
+    return product_task(left, packed, offsets, ending, threads=get_num_threads())
+
+
+def engine_floats(x: Floats, b: PackedTensor, fmt: FloatFormat | None, scale: Floats | None) -> Floats:
+    """f32 (M, N) of float32 x (M, K) and a packed matrix: each float exactly, or rounded to `fmt`, by `scale` or by the largest of x."""
+    m, k = x.shape
+    out = np.empty((m, b.shape[1]), np.float32)
+    if out.size == 0:
+        return out
+    key = "floats", x.shape, fmt, scale is None, get_num_threads()
+    if key not in b.programs:
+        image = matrix(m, k, 1 if fmt else PARTS)
+        at = View(Arena(0), 0, 0, image.pitch)
+        source, sizes, end = View(External("a"), 0, 0, 4 * k), (1, 1, m, k), _rounded_up(image.size)
+        tasks, a_scale = [], External("scale")
+        if fmt is None:
+            tasks.append(split_task(source, at, image.panel, image.part, sizes))
+        elif scale is None:
+            parts, own = Arena(end + 64), Arena(end)
+            tasks += scale_tasks(External("a"), m * k, fmt.max, parts, own)
+            tasks.append(quantize_task(source, at, image.panel, sizes, round_words(fmt, own)))
+            tasks.append(_product(image, at, b.packed, b.scale, own, rows=False))
+            b.programs[key] = _Run(tasks, end + 64 + 4 * (m * k // (1 << 15) + 1))
+        else:
+            tasks.append(quantize_task(source, at, image.panel, sizes, round_words(fmt, a_scale)))
+        if key not in b.programs:
+            tasks.append(_product(image, at, b.packed, b.scale, a_scale, rows=False))
+            b.programs[key] = _Run(tasks, end)
+    b.programs[key].run(np.ascontiguousarray(x), _ONE if scale is None else scale, out)
+    return out
+
+
+def engine_convolution(
+    x: Codes,
+    x_format: FloatFormat,
+    w: QTensor,
+    pads: Pads,
+    stride: tuple[int, int],
+    dilation: tuple[int, int],
+    groups: int,
+    size: tuple[int, int],
+) -> Floats | None:
+    """f32 (B, O, Ho, Wo) of codes (B, C, H, W), without scales; pads not negative. None where groups are cut as the engine cannot."""
+    kind = kind_of(groups, w.shape)
+    if kind is None:
+        return None
+    B, C, H, W = x.shape
+    O = w.shape[0]  # noqa: E741 - the alphabet
+    bare = QTensor(w.codes, w.format)
+    image = Image(B, H, W, C, *pads)
+    target = View(Arena(image.origin), image.image, image.row, image.pitch)
+    pixels = np.ascontiguousarray(x.transpose(0, 2, 3, 1))
+    source = View(pixels, H * W * C, W * C, C)
+    widen = widen_task(source, target, image.panel, (B, H, W, C), decode_tables(x_format))
+    taps = taps_of(image, (w.shape[2], w.shape[3]), stride, dilation, pads)
+    left = Left(View(Arena(taps.first), image.image, taps.row, taps.pixel), B, *size, taps.raster, _ONE)
+    out = np.empty((B, *size, O), np.float32)
+    where = View(out, math.prod(size) * O * 4, size[1] * O * 4, O * 4)
+    threads = get_num_threads()
+    if kind == "depthwise":
+        single = singles(bare)
+        ending = Ending(single.scale, no_bias(len(single.scale) // 32), out=where, one_nan=True)
+        task = depthwise_task(left, single.values, O, image.panel, np.array(taps.offsets, np.int64), ending, threads=threads)
+    else:
+        made: Filters = grouped_filters(bare, groups) if kind == "grouped" else filters(bare)
+        steps = 1 if kind == "grouped" else image.steps
+        offsets = np.array([t + image.offset(s) for t in taps.offsets for s in range(steps)], np.int64)
+        ending = Ending(made.scale, no_bias(made.packed.blocks), out=where, one_nan=True)
+        panel = image.panel if kind == "grouped" else None
+        task = product_task(left, made.packed, offsets, ending, threads=threads, panel=panel)
+    program = Program([widen, task], image.size, image.size if image.padded else 0)
+    program.memory().run()
+    return np.ascontiguousarray(out.transpose(0, 3, 1, 2))

@@ -1,0 +1,149 @@
+"""Operands as the engine takes them: weights packed, and where the taps of a convolution lie."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from fp8np.codec import decode
+from fp8np.graph import Constant
+from fp8np.kernels._engine import COLUMNS, STEP, decode_tables, pack_values, packed_steps
+from fp8np.kernels._grid import PARTS, Image, takes
+from fp8np.kernels.pack import packed_codes
+from fp8np.kernels.product import Packed
+from fp8np.tensor import QTensor
+
+__all__ = ["Filters", "Pads", "Singles", "Taps", "filters", "grouped_filters", "kind_of", "packable", "singles", "taps_of"]
+
+
+@dataclass(frozen=True)
+class Filters:
+    """A packed weight with its scales.
+
+    Attributes:
+        packed: as `product_task` takes it.
+        scale: f32 (blocks * 32,), zeros past the last column.
+        grouped: whether each block of columns reads its own step of channels alone.
+    """
+
+    packed: Packed
+    scale: npt.NDArray[np.float32]
+    grouped: bool = False
+
+
+def packable(weight: Constant | None) -> bool:
+    """Whether the engine multiplies it: floats, or codes of a format that it holds, with one scale or one for each output."""
+    if isinstance(weight, QTensor):
+        scale = weight.scale
+        return weight.block is None and takes(weight.format) and (scale.size == 1 or scale.shape[0] == scale.size)
+    return weight is not None and weight.dtype == np.float32
+
+
+def _scales(weight: Constant, n: int) -> npt.NDArray[np.float32]:
+    scale = np.zeros(-(-n // COLUMNS) * COLUMNS, np.float32)
+    scale[:n] = weight.scale.reshape(-1) if isinstance(weight, QTensor) else 1
+    return scale
+
+
+def _taps_first(weight: Constant) -> npt.NDArray[Any]:
+    """(O, C, kh, kw) or (N, K) -> (O, taps, C), codes or floats; a view."""
+    values: npt.NDArray[Any] = weight.codes if isinstance(weight, QTensor) else weight
+    return values.reshape(*values.shape[:2], -1).transpose(0, 2, 1)
+
+
+def filters(weight: Constant, unfolded: bool = False) -> Filters:
+    """A weight (O, C, kh, kw) or (N, K): each tap's channels in whole steps. `unfolded`: a row of taps counts as one, kw * C channels."""
+    rows = _taps_first(weight)
+    n, taps, c = rows.shape
+    if unfolded:
+        kw = weight.shape[3]
+        rows = np.ascontiguousarray(rows).reshape(n, taps // kw, kw * c)
+    return Filters(_packed(weight, rows), _scales(weight, n))
+
+
+def grouped_filters(weight: Constant, groups: int) -> Filters:
+    """A weight (O, c, kh, kw) of groups with c inputs and c outputs each, c a divisor of 32: a block of columns by its own step."""
+    rows = np.ascontiguousarray(_taps_first(weight))
+    n, taps, c = rows.shape
+    full = np.zeros((n, taps, STEP), rows.dtype)
+    for o in range(n):
+        first = o % COLUMNS // c * c
+        full[o, :, first : first + c] = rows[o]
+    return Filters(_packed(weight, full), _scales(weight, n), grouped=True)
+
+
+def _packed(weight: Constant, rows: npt.NDArray[Any]) -> Packed:
+    n, taps, c = rows.shape
+    if isinstance(weight, QTensor):
+        return Packed(packed_codes(rows), decode_tables(weight.format), n)
+    full = np.zeros((n, taps, packed_steps(c) * STEP), np.float32)
+    full[:, :, :c] = rows
+    values = pack_values(full.reshape(n, -1))
+    return Packed(values, _NO_TABLES, n, widened=True, part=values.nbytes // PARTS if PARTS > 1 else 0)
+
+
+_NO_TABLES = np.zeros(320, np.uint8)
+
+
+@dataclass(frozen=True)
+class Singles:
+    """The filters of a depthwise convolution: f32 (blocks, taps, 32), and the scales of channels."""
+
+    values: npt.NDArray[np.float32]
+    scale: npt.NDArray[np.float32]
+
+
+def singles(weight: Constant) -> Singles:
+    """A weight (C, 1, kh, kw), codes decoded: nine numbers a channel."""
+    values = decode(weight.codes, weight.format) if isinstance(weight, QTensor) else np.asarray(weight)
+    c, taps = len(values), values[0].size
+    blocks = -(-c // COLUMNS)
+    full = np.zeros((blocks * COLUMNS, taps), np.float32)
+    full[:c] = values.reshape(c, taps)
+    return Singles(np.ascontiguousarray(full.reshape(blocks, COLUMNS, taps).transpose(0, 2, 1)), _scales(weight, c))
+
+
+def kind_of(groups: int, weight: tuple[int, ...]) -> str | None:
+    """How a convolution in groups is computed: "dense" (one), "depthwise", "grouped" (`grouped_filters`), or None: not by the engine."""
+    o, c = weight[:2]
+    if groups == 1:
+        return "dense"
+    if c == 1 and o == groups:
+        return "depthwise"
+    if o == groups * c and COLUMNS % c == 0:
+        return "grouped"
+    return None
+
+
+Pads = tuple[int, int, int, int]
+"""Zeros above, on the left, below, on the right."""
+
+
+@dataclass(frozen=True)
+class Taps:
+    """What the pixels of a convolution's output read of a widened image.
+
+    Attributes:
+        first: bytes from the image's start to the tap (0, 0) of the first output pixel.
+        row, pixel: bytes from that of an output pixel to that of the next below, and beside.
+        raster: as `fp8np.kernels._ending.Left` has it.
+        offsets: bytes from the tap (0, 0) to each.
+    """
+
+    first: int
+    row: int
+    pixel: int
+    raster: int
+    offsets: tuple[int, ...]
+
+
+def taps_of(image: Image, kernel: tuple[int, int], stride: tuple[int, int], dilation: tuple[int, int], pads: Pads) -> Taps:
+    """The taps of a filter, row by row. The image may have more zeros around it than `pads`."""
+    (sy, sx), (dy, dx) = stride, dilation
+    first = (image.top - pads[0]) * image.row + (image.left - pads[1]) * image.pitch
+    across = image.left + image.width + image.right
+    offsets = tuple(i * dy * image.row + j * dx * image.pitch for i in range(kernel[0]) for j in range(kernel[1]))
+    return Taps(first, sy * image.row, sx * image.pitch, across if (sy, sx) == (1, 1) else 0, offsets)
