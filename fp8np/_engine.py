@@ -13,7 +13,7 @@ from fp8np.formats import FloatFormat
 from fp8np.kernels._ending import Ending, Left, View, no_bias
 from fp8np.kernels._engine import decode_tables
 from fp8np.kernels._grid import PARTS, Image, matrix, round_words
-from fp8np.kernels._program import Arena, External, Program, Task, Word
+from fp8np.kernels._program import Arena, External, Program, Task, Word, aligned_array
 from fp8np.kernels._threads import get_num_threads
 from fp8np.kernels.depthwise import depthwise_task
 from fp8np.kernels.product import Packed, product_task
@@ -29,7 +29,7 @@ _ONE = np.ones(1, np.float32)
 def engine_product(a: Codes, a_format: FloatFormat, b: Codes, b_format: FloatFormat) -> Floats:
     """f32 (Z, M, N) of codes a (Z|1, M, K) and b (Z|1, N, K), without scales. NaN is 0x7FC00000."""
     Z = max(len(a), len(b)) if len(a) and len(b) else 0
-    out = np.zeros((Z, a.shape[1], b.shape[1]), np.float32)
+    out = aligned_array((Z, a.shape[1], b.shape[1]))
     if out.size == 0:
         return out
     for z in range(Z):
@@ -44,7 +44,7 @@ def engine_matmul(a: QTensor, b: PackedTensor) -> Floats:
     """f32 (M, N) of a (M, K), scaled per tensor or row, and a packed matrix; both scales multiply."""
     rows = a.scale.size > 1
     key = "codes", a.shape, a.format, rows, get_num_threads()
-    out = np.empty((a.shape[0], b.shape[1]), np.float32)
+    out = aligned_array((a.shape[0], b.shape[1]))
     if out.size == 0:
         return out
     if key not in b.programs:
@@ -93,7 +93,7 @@ def _product(image: Image, at: View, packed: Packed, scale: Floats, a_scale: Wor
 def engine_floats(x: Floats, b: PackedTensor, fmt: FloatFormat | None, scale: Floats | None) -> Floats:
     """f32 (M, N) of float32 x (M, K) and a packed matrix: each float exactly, or rounded to `fmt`, by `scale` or by the largest of x."""
     m, k = x.shape
-    out = np.empty((m, b.shape[1]), np.float32)
+    out = aligned_array((m, b.shape[1]))
     if out.size == 0:
         return out
     key = "floats", x.shape, fmt, scale is None, get_num_threads()
@@ -143,7 +143,7 @@ def engine_convolution(
     widen = widen_task(source, target, image.panel, (B, H, W, C), decode_tables(x_format))
     taps = taps_of(image, (w.shape[2], w.shape[3]), stride, dilation, pads)
     left = Left(View(Arena(taps.first), image.image, taps.row, taps.pixel), B, *size, taps.raster, _ONE)
-    out = np.empty((B, *size, O), np.float32)
+    out = aligned_array((B, *size, O))
     where = View(out, math.prod(size) * O * 4, size[1] * O * 4, O * 4)
     threads = get_num_threads()
     if kind == "depthwise":

@@ -121,6 +121,7 @@ def words(
     depth: int,
     pairs: Any,
     panel: int | None = None,
+    thin: bool = False,
 ) -> tuple[Word, ...]:
     """The words of a product; table: offsets, steps, packed, tables, blocks; panel: of a, where columns are grouped. In the order of `fp8np.kernels._words`."""
     segments, count, width = geometry(left)
@@ -132,6 +133,7 @@ def words(
         | ending.one_nan * W.ONE_NAN
         | (left.row_scale is not None) * W.HAS_ROW_SCALE
         | (panel is not None) * W.GROUPED
+        | thin * W.THIN
     )
     return (
         *left.view.words,
@@ -199,7 +201,8 @@ def _staged(args: int, c: int, image: int, y: int, x: int, rows: int, column: in
 @native
 def finish(args: int, c: int, image: int, segment: int, p: int, rows: int, column: int) -> None:
     """The end of a block: `rows` pixels of a segment from raster position p on, columns column .. column + 31, sums at c."""
-    # All words are read before the loop: the compiler cannot know that stores do not change them.
+    # All words are read before the loop: the compiler cannot know that stores do not change them. (Announcing the lines of the results
+    # before the products cost an eighth at 1024 cubed.)
     left = word(args, W.N) - column
     width, valid = word(args, W.WIDTH), word(args, W.VALID)
     flags, staged = word(args, W.FLAGS), word(args, W.KIND)

@@ -25,13 +25,14 @@ from fp8np.kernels._jit import entry, native
 from fp8np.kernels._native import byte_at, float_at, put_byte, put_float, word
 from fp8np.kernels._program import Task, Word, aligned_copy
 from fp8np.kernels._vector import as_float, as_int, floats, ints, load_bytes, select_int, shl, store
-from fp8np.kernels._x86 import amx_block_1, amx_block_2, bf16_dots_8, tiles_off, tiles_on, widen_64, widen_packed_64
+from fp8np.kernels._x86 import amx_block_1, amx_block_2, bf16_dots_8, thin_1, thin_2, thin_4, tiles_off, tiles_on, widen_64, widen_packed_64
 
 __all__ = [
     "COLUMNS",
     "DEPTH",
     "ELEMENT",
     "STEP",
+    "THIN",
     "begin",
     "block",
     "decode_tables",
@@ -40,6 +41,7 @@ __all__ = [
     "pack_codes",
     "pack_values",
     "packed_steps",
+    "thin_block",
     "widen_codes",
     "widen_slab",
     "widened_task",
@@ -246,6 +248,28 @@ def widen_packed(args: int, unit: int, scratch: int) -> None:
 def widened_task(packed: Word, tables: Word, out: Word, blocks: int, steps: int) -> Task:
     """Packed codes (blocks, steps, 1024) -> the slabs that `widen_slab` makes of them."""
     return Task(widen_packed, (packed, tables, out, steps), blocks)
+
+
+THIN = 4 if _HALF else 0
+"""Up to so many rows, products go through `thin_block`."""
+
+if _HALF:
+
+    @native
+    def thin_block(a: int, stride: int, offsets: int, packed: int, tables: int, c: int, steps: int, rows: int) -> None:
+        """c = a @ b for 1 to THIN rows and a column block of packed codes; rows after the last may be read."""
+        if rows == 1:
+            thin_1(a, stride, offsets, packed, tables, c, steps)
+        elif rows == 2:
+            thin_2(a, stride, offsets, packed, tables, c, steps)
+        else:
+            thin_4(a, stride, offsets, packed, tables, c, steps)
+
+else:
+
+    @native
+    def thin_block(a: int, stride: int, offsets: int, packed: int, tables: int, c: int, steps: int, rows: int) -> None:
+        """Never called."""
 
 
 # -- packing ----------------------------------------------------------------------------------------------------------

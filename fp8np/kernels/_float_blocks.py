@@ -26,16 +26,32 @@ from fp8np.kernels._parts import LEFT_STEP, RIGHT_STEP, high_halves, parts_block
 from fp8np.kernels._vector import as_float, as_int, floats, fma, ints, load, load_n, store, total
 from fp8np.kernels._x86 import tiles_off, tiles_on
 
-__all__ = ["LEFT", "OFFSETS", "RIGHT", "begin", "block", "end", "is_clean", "load_to", "pack_columns", "pack_rows", "put_left"]
+__all__ = [
+    "LEFT",
+    "OFFSETS",
+    "PARTS",
+    "RIGHT",
+    "STAGE",
+    "begin",
+    "block",
+    "end",
+    "is_clean",
+    "load_to",
+    "pack_columns",
+    "pack_rows",
+    "put_left",
+]
 
 _CPU = describe().cpu
 _AMX = _CPU >= Cpu.AMX_BF16
 
 _ZERO = np.float32(0)
 
-LEFT = LEFT_STEP if _AMX else 128
-"""Bytes of a step of a row of a."""
-RIGHT = RIGHT_STEP if _AMX else 4096
+PARTS = _AMX
+"""Whether blocks can be multiplied by parts here."""
+LEFT = (128, LEFT_STEP)
+"""Bytes of a step of a row of a, whole and by parts."""
+RIGHT = (4096, RIGHT_STEP)
 """Bytes of a step of 32 columns of b."""
 STAGE = 3 * 1024
 """Bytes of memory that `pack_columns` needs."""
@@ -68,11 +84,67 @@ def _transposed(source: int, stride: int, rows: int, width: int, out: int, dista
         transpose_16(spare, 64, out, distance)
 
 
+# -- float32 multiply-adds --------------------------------------------------------------------------------------------
+
+
+@native
+def _pack_rows(source: int, stride: int, rows: int, width: int, out: int) -> Any:
+    for k in range(32):
+        count = width if k < rows else 0
+        store(out + 128 * k, load_to(source + k * stride, count))
+        store(out + 128 * k + 64, load_to(source + k * stride + 64, count - 16))
+    return floats(_ZERO)
+
+
+@native
+def _pack_columns(source: int, stride: int, columns: int, width: int, out: int, stage: int) -> Any:
+    for j in range(2):
+        row = source + 16 * j * stride
+        _transposed(row, stride, columns - 16 * j, width, out + 64 * j, 128, stage)
+        _transposed(row + 64, stride, columns - 16 * j, width - 16, out + 2048 + 64 * j, 128, stage)
+    return floats(_ZERO)
+
+
+if _CPU >= Cpu.AVX512:
+
+    @native
+    def _block(a: int, stride: int, offsets: int, b: int, c: int, steps: int, rows: int) -> None:
+        # c = a @ b for up to 32 rows, of which whole groups of 8 are computed.
+        for r in range(0, rows, 8):
+            fma_8x32(a + r * stride, stride, offsets, b, c + (r // 16) * 2048 + (r % 16) * 64, steps, 1)
+
+elif _CPU >= Cpu.AVX2:
+
+    @native
+    def _block(a: int, stride: int, offsets: int, b: int, c: int, steps: int, rows: int) -> None:
+        # c = a @ b for up to 32 rows, of which whole groups of 4 are computed.
+        for r in range(0, rows, 4):
+            place = c + (r // 16) * 2048 + (r % 16) * 64
+            fma_4x16(a + r * stride, stride, offsets, b, place, steps, 1)
+            fma_4x16(a + r * stride, stride, offsets, b + 64, place + 1024, steps, 1)
+
+else:
+
+    @native
+    def _block(a: int, stride: int, offsets: int, b: int, c: int, steps: int, rows: int) -> None:
+        # c = a @ b for up to 32 rows, of which pairs are computed.
+        for r in range(0, rows, 2):
+            place = c + (r // 16) * 2048 + (r % 16) * 64
+            fma_2x16(a + r * stride, stride, offsets, b, place, steps, 1)
+            fma_2x16(a + r * stride, stride, offsets, b + 64, place + 1024, steps, 1)
+
+
+# -- by parts, or not -------------------------------------------------------------------------------------------------
+
 if _AMX:
 
     @native
-    def put_left(out: int, x: Any, y: Any, seen: Any) -> Any:
+    def put_left(out: int, x: Any, y: Any, seen: Any, parts: int) -> Any:
         """Writes 32 terms of a row of a, a step. Returns `seen` for `is_clean`."""
+        if parts == 0:
+            store(out, x)
+            store(out + 64, y)
+            return seen
         upper = ints(-65536)
         store(out, high_halves(x, y))
         x = x - as_float(as_int(x) & upper)
@@ -96,8 +168,10 @@ if _AMX:
         return seen
 
     @native
-    def pack_rows(source: int, stride: int, rows: int, width: int, out: int, stage: int) -> Any:
+    def pack_rows(source: int, stride: int, rows: int, width: int, out: int, parts: int) -> Any:
         """A step of b from the rows of 32 terms, `width` columns; of what is not there, zeros. Returns what `is_clean` judges."""
+        if parts == 0:
+            return _pack_rows(source, stride, rows, width, out)
         seen = floats(_ZERO)
         for j in range(2):
             count = width - 16 * j
@@ -108,8 +182,10 @@ if _AMX:
         return seen
 
     @native
-    def pack_columns(source: int, stride: int, columns: int, width: int, out: int, stage: int) -> Any:
+    def pack_columns(source: int, stride: int, columns: int, width: int, out: int, stage: int, parts: int) -> Any:
         """A step of b from the rows of 32 columns, each of `width` terms; of what is not there, zeros. Returns as `pack_rows`."""
+        if parts == 0:
+            return _pack_columns(source, stride, columns, width, out, stage)
         seen = floats(_ZERO)
         for j in range(2):
             row = source + 16 * j * stride
@@ -122,23 +198,27 @@ if _AMX:
 
     @native
     def is_clean(seen: Any) -> bool:
-        """Whether parts can stand for all that was seen. Not for an infinity, which times a middle part of zero would be NaN."""
+        """Whether products stand for all that was seen. Parts do not for an infinity, which times a middle part of zero is NaN."""
         return bool(total(seen) == _ZERO)
 
     @native
-    def begin(scratch: int) -> None:
+    def begin(scratch: int, parts: int) -> None:
         """Before the blocks of a unit; writes 64 bytes of scratch."""
-        tiles_on(scratch)
+        if parts:
+            tiles_on(scratch)
 
     @native
-    def end() -> None:
+    def end(parts: int) -> None:
         """After the blocks of a unit."""
-        tiles_off()
+        if parts:
+            tiles_off()
 
     @native
-    def block(a: int, stride: int, offsets: int, b: int, c: int, steps: int, rows: int) -> None:
+    def block(a: int, stride: int, offsets: int, b: int, c: int, steps: int, rows: int, parts: int) -> None:
         """c = a @ b for up to 32 rows, of which whole groups of 16 are computed."""
-        if rows > 16:
+        if parts == 0:
+            _block(a, stride, offsets, b, c, steps, rows)
+        elif rows > 16:
             parts_block_2(a, stride, b, c, steps)
         else:
             parts_block_1(a, stride, b, c, steps)
@@ -146,29 +226,21 @@ if _AMX:
 else:
 
     @native
-    def put_left(out: int, x: Any, y: Any, seen: Any) -> Any:
+    def put_left(out: int, x: Any, y: Any, seen: Any, parts: int) -> Any:
         """Writes 32 terms of a row of a, a step. Returns `seen` for `is_clean`."""
         store(out, x)
         store(out + 64, y)
         return seen
 
     @native
-    def pack_rows(source: int, stride: int, rows: int, width: int, out: int, stage: int) -> Any:
+    def pack_rows(source: int, stride: int, rows: int, width: int, out: int, parts: int) -> Any:
         """A step of b from the rows of 32 terms, `width` columns; of what is not there, zeros. Returns what `is_clean` judges."""
-        for k in range(32):
-            count = width if k < rows else 0
-            store(out + 128 * k, load_to(source + k * stride, count))
-            store(out + 128 * k + 64, load_to(source + k * stride + 64, count - 16))
-        return floats(_ZERO)
+        return _pack_rows(source, stride, rows, width, out)
 
     @native
-    def pack_columns(source: int, stride: int, columns: int, width: int, out: int, stage: int) -> Any:
+    def pack_columns(source: int, stride: int, columns: int, width: int, out: int, stage: int, parts: int) -> Any:
         """A step of b from the rows of 32 columns, each of `width` terms; of what is not there, zeros. Returns as `pack_rows`."""
-        for j in range(2):
-            row = source + 16 * j * stride
-            _transposed(row, stride, columns - 16 * j, width, out + 64 * j, 128, stage)
-            _transposed(row + 64, stride, columns - 16 * j, width - 16, out + 2048 + 64 * j, 128, stage)
-        return floats(_ZERO)
+        return _pack_columns(source, stride, columns, width, out, stage)
 
     @native
     def is_clean(seen: Any) -> bool:
@@ -176,37 +248,14 @@ else:
         return True
 
     @native
-    def begin(scratch: int) -> None:
+    def begin(scratch: int, parts: int) -> None:
         """Before the blocks of a unit."""
 
     @native
-    def end() -> None:
+    def end(parts: int) -> None:
         """After the blocks of a unit."""
 
-    if _CPU >= Cpu.AVX512:
-
-        @native
-        def block(a: int, stride: int, offsets: int, b: int, c: int, steps: int, rows: int) -> None:
-            """c = a @ b for up to 32 rows, of which whole groups of 8 are computed."""
-            for r in range(0, rows, 8):
-                fma_8x32(a + r * stride, stride, offsets, b, c + (r // 16) * 2048 + (r % 16) * 64, steps, 1)
-
-    elif _CPU >= Cpu.AVX2:
-
-        @native
-        def block(a: int, stride: int, offsets: int, b: int, c: int, steps: int, rows: int) -> None:
-            """c = a @ b for up to 32 rows, of which whole groups of 4 are computed."""
-            for r in range(0, rows, 4):
-                place = c + (r // 16) * 2048 + (r % 16) * 64
-                fma_4x16(a + r * stride, stride, offsets, b, place, steps, 1)
-                fma_4x16(a + r * stride, stride, offsets, b + 64, place + 1024, steps, 1)
-
-    else:
-
-        @native
-        def block(a: int, stride: int, offsets: int, b: int, c: int, steps: int, rows: int) -> None:
-            """c = a @ b for up to 32 rows, of which pairs are computed."""
-            for r in range(0, rows, 2):
-                place = c + (r // 16) * 2048 + (r % 16) * 64
-                fma_2x16(a + r * stride, stride, offsets, b, place, steps, 1)
-                fma_2x16(a + r * stride, stride, offsets, b + 64, place + 1024, steps, 1)
+    @native
+    def block(a: int, stride: int, offsets: int, b: int, c: int, steps: int, rows: int, parts: int) -> None:
+        """c = a @ b for up to 32 rows."""
+        _block(a, stride, offsets, b, c, steps, rows)

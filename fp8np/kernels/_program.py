@@ -15,6 +15,7 @@ thread runs a unit changes no bit, since units write to different places.
 from __future__ import annotations
 
 import ctypes
+import math
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -28,7 +29,7 @@ from fp8np.kernels._jit import Entry, exact
 from fp8np.kernels._native import call, call_plain, fetch_and_add, pause, shared_word, word
 from fp8np.kernels._threads import Offer, get_num_threads, offer
 
-__all__ = ["ALIGNMENT", "Arena", "External", "Program", "Task", "Word", "aligned", "aligned_copy", "float_word", "run_tasks"]
+__all__ = ["ALIGNMENT", "Arena", "External", "Program", "Task", "Word", "aligned", "aligned_array", "aligned_copy", "float_word", "run_tasks"]
 
 ALIGNMENT = 64
 """Buffers start on a cache line: vectors that cross one cost up to four times (AMX), 1.4 times (AVX-512)."""
@@ -142,9 +143,15 @@ def aligned(size: int) -> npt.NDArray[np.uint8]:
     return raw[skip : skip + size + SLACK]
 
 
+def aligned_array(shape: tuple[int, ...], dtype: Any = np.float32) -> npt.NDArray[Any]:
+    """An uninitialised array that starts on a cache line: NumPy's do not, and every vector written to them crosses two."""
+    size = math.prod(shape) * np.dtype(dtype).itemsize
+    return aligned(size)[:size].view(dtype).reshape(shape)
+
+
 def aligned_copy(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
     """The same array, from a cache line on."""
-    copy = aligned(array.nbytes)[: array.nbytes].view(array.dtype).reshape(array.shape)
+    copy = aligned_array(array.shape, array.dtype)
     copy[...] = array
     return copy
 

@@ -15,4 +15,4 @@ ROUND = 42  # the words of a rounding
 SUMS = 47  # bytes from the start of scratch to the sums
 
 # Flags
-HAS_RESIDUAL, HAS_OUT, HAS_GRID, WIDENED, ONE_NAN, HAS_ROW_SCALE, GROUPED = 1, 2, 4, 8, 16, 32, 64
+HAS_RESIDUAL, HAS_OUT, HAS_GRID, WIDENED, ONE_NAN, HAS_ROW_SCALE, GROUPED, THIN = 1, 2, 4, 8, 16, 32, 64, 128

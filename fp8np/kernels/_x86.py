@@ -31,8 +31,10 @@ __all__ = [
     "bf16_dots_1",
     "bf16_dots_8",
     "configure",
-    "prefetch",
     "store_brain",
+    "thin_1",
+    "thin_2",
+    "thin_4",
     "tiles_off",
     "tiles_on",
     "widen_64",
@@ -246,7 +248,10 @@ def _widen_twin(codes: int, tables: int, out: int) -> None:
 
 def _widened(builder: Any, code: Any, tables: Any) -> tuple[Any, Any]:
     """The bfloat16 of 64 codes, 32 and 32."""
-    halves = [load(builder, plus(builder, tables, 64 * i), _V64) for i in range(4)]
+    return _widened_from(builder, code, [load(builder, plus(builder, tables, 64 * i), _V64) for i in range(4)])
+
+
+def _widened_from(builder: Any, code: Any, halves: list[Any]) -> tuple[Any, Any]:
     magnitude = builder.and_(code, ir.Constant(_V64, [0x7F] * 64))
     sign = builder.and_(code, ir.Constant(_V64, [0x80] * 64))
     name = "llvm.x86.avx512.vpermi2var.qi.512"
@@ -281,8 +286,56 @@ def widen_packed_64(builder: Any, codes: Any, tables: Any, out: Any) -> Any:
         store(builder, half, plus(builder, out, 64 * i))
 
 
-@intrinsic(lambda address: None, types.void, types.int64)
-def prefetch(builder: Any, address: Any) -> Any:
-    """Brings a cache line nearer that will be read soon."""
-    arguments = [ir.Constant(_I32, i) for i in (0, 3, 1)]  # to read, keep in every level, data
-    call(builder, "llvm.prefetch.p0", _VOID, at(builder, address), *arguments)
+# -- thin products ----------------------------------------------------------------------------------------------------
+#
+# For a few rows, widening is most of the work, and a slab in memory a detour: 64 codes, widened in registers, are two pairs of k for
+# sixteen columns, and meet the rows at once. Two sums for each, since one would wait for its own latency.
+
+
+def _thin(rows: int) -> Callable[..., Any]:
+    def emit(builder: Any, a: Any, stride: Any, offsets: Any, packed: Any, tables: Any, c: Any, steps: Any) -> None:
+        halves = [load(builder, plus(builder, tables, 64 * i), _V64) for i in range(4)]
+        starts = [plus(builder, a, times(builder, stride, r)) for r in range(rows)]
+
+        def body(step: Any, sums: list[Any]) -> list[Any]:
+            sums = list(sums)
+            offset = builder.load(at(builder, plus(builder, offsets, times(builder, step, 8)), _I64))
+            codes = plus(builder, packed, times(builder, step, TILE))
+            for chunk in range(16):
+                tile, pair = chunk // 8, chunk % 8 * 2
+                wide = _widened_from(builder, load(builder, plus(builder, codes, 64 * chunk), _V64), halves)
+                for r in range(rows):
+                    for i, half in enumerate(wide):
+                        value = load(builder, plus(builder, starts[r], offset, 4 * (pair + i)), _I32, 4)
+                        all_lanes = builder.insert_element(ir.Constant(_VB, ir.Undefined), value, ir.Constant(_I32, 0))
+                        all_lanes = builder.shuffle_vector(all_lanes, ir.Constant(_VB, ir.Undefined), ir.Constant(_VB, [0] * 16))
+                        place = (r * 2 + tile) * 2 + i
+                        sums[place] = _dot(builder, sums[place], all_lanes, half)
+            return sums
+
+        results = loop(builder, steps, [ir.Constant(_VF, [0.0] * 16)] * (4 * rows), body)
+        for r in range(rows):
+            for tile in range(2):
+                both = results[(r * 2 + tile) * 2 : (r * 2 + tile) * 2 + 2]
+                store(builder, builder.fadd(*both), plus(builder, c, tile * TILE + r * 64))
+
+    return emit
+
+
+def _thin_twin(rows: int) -> Callable[..., None]:
+    def twin(a: int, stride: int, offsets: int, packed: int, tables: int, c: int, steps: int) -> None:
+        slab = np.empty(steps * TILE, np.uint16)
+        for i in range(0, steps * TILE, 64):
+            _widen_packed_twin(packed + i, tables, slab[i:].ctypes.data)
+        _dots_twin(rows)(a, stride, offsets, slab.ctypes.data, c, steps, 1)
+
+    return twin
+
+
+_THIN = (types.void, *(types.int64,) * 7)
+thin_1 = intrinsic(_thin_twin(1), *_THIN)(_thin(1))
+"""c = a @ b for one row and 32 columns of packed codes: (a, stride, offsets, packed, tables, c, steps)."""
+thin_2 = intrinsic(_thin_twin(2), *_THIN)(_thin(2))
+"""The same for two rows."""
+thin_4 = intrinsic(_thin_twin(4), *_THIN)(_thin(4))
+"""The same for four."""

@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from fp8np.kernels import _words as W
 from fp8np.kernels._ending import Ending, Left, finish, geometry, words
-from fp8np.kernels._engine import DEPTH, ELEMENT, STEP, begin, block, end, widen_slab
+from fp8np.kernels._engine import DEPTH, ELEMENT, STEP, THIN, begin, block, end, thin_block, widen_slab
 from fp8np.kernels._jit import entry, native
 from fp8np.kernels._native import word
 from fp8np.kernels._program import Task
@@ -51,7 +51,9 @@ class Packed:
 @entry
 def product(args: int, unit: int, scratch: int) -> None:
     """A unit is CHUNK blocks of 32 pixels by GROUP blocks of 32 columns; words as named in `fp8np.kernels._words`."""
-    if word(args, W.DEPTH) >= word(args, W.STEPS):
+    if word(args, W.FLAGS) & W.THIN:
+        _thin(args, unit, scratch)
+    elif word(args, W.DEPTH) >= word(args, W.STEPS):
         _shallow(args, unit, scratch)
     else:
         _deep(args, unit, scratch)
@@ -63,6 +65,17 @@ def _own(args: int, n: int) -> int:
     if word(args, W.FLAGS) & W.GROUPED:
         return n // DEPTH * word(args, W.A_PANEL) + n % DEPTH * STEP * ELEMENT
     return 0
+
+
+@native
+def _thin(args: int, unit: int, scratch: int) -> None:
+    # One to four rows: codes are widened in registers and meet the rows there.
+    steps, blocks, group, rows = word(args, W.STEPS), word(args, W.BLOCKS), word(args, W.GROUP), word(args, W.COUNT)
+    c = scratch + word(args, W.SUMS)
+    a, stride, offsets, tables = word(args, W.A), word(args, W.A + 3), word(args, W.OFFSETS), word(args, W.TABLES)
+    for n in range(unit * group, min((unit + 1) * group, blocks)):
+        thin_block(a, stride, offsets, word(args, W.PACKED) + n * steps * 1024, tables, c, steps, rows)
+        finish(args, c, 0, 0, 0, rows, n * 32)
 
 
 @native
@@ -105,7 +118,8 @@ def _shallow(args: int, unit: int, scratch: int) -> None:
 
 @native
 def _deep(args: int, unit: int, scratch: int) -> None:
-    # Many steps: a slab of some of them stays in the first-level cache while all pixels of the unit pass by; their sums wait.
+    # Many steps, taken a slab at a time: the slab stays in the first-level cache while the pixels of the unit pass by, their panel of
+    # channels in the second level while the columns do. Sums wait there, too.
     steps, blocks, chunk, group = word(args, W.STEPS), word(args, W.BLOCKS), word(args, W.CHUNK), word(args, W.GROUP)
     segments, count, depth = word(args, W.SEGMENTS), word(args, W.COUNT), word(args, W.DEPTH)
     flags, offsets, stride = word(args, W.FLAGS), word(args, W.OFFSETS), word(args, W.A + 3)
@@ -120,29 +134,29 @@ def _deep(args: int, unit: int, scratch: int) -> None:
     slab = scratch + _SLAB
     sums = scratch + word(args, W.SUMS)
     begin(scratch)
-    for n in range(first, min(first + group, blocks)):
-        packed = word(args, W.PACKED) + n * steps * size
-        s = 0
-        while s < steps:
-            deep = min(depth, steps - s)
+    for s in range(0, steps, depth):
+        deep = min(depth, steps - s)
+        for n in range(first, min(first + group, blocks)):
+            packed = word(args, W.PACKED) + (n * steps + s) * size
             if flags & W.WIDENED:
-                slab = packed + s * size
+                slab = packed
             else:
-                widen_slab(packed + s * size, word(args, W.TABLES), slab, deep)
+                widen_slab(packed, word(args, W.TABLES), slab, deep)
+            own = _own(args, n)
+            c = sums + (n - first) * chunk * 4096
             for i in range(start, stop):
                 segment = i // per_segment
                 p = (i - segment * per_segment) * 32
                 image = segment // segments
                 within = segment - image * segments
                 rows = min(32, count - p)
-                a = word(args, W.A) + image * word(args, W.A + 1) + within * word(args, W.A + 2) + p * stride
-                c = sums + (i - start) * 4096
+                a = own + word(args, W.A) + image * word(args, W.A + 1) + within * word(args, W.A + 2) + p * stride
                 for t in range(terms):
                     left, right = word(pairs, 2 * t), word(pairs, 2 * t + 1)
-                    block(a + _own(args, n) + left, stride, offsets + 8 * s, slab + right, c, deep, s == 0 and t == 0, rows)
+                    block(a + left, stride, offsets + 8 * s, slab + right, c, deep, s == 0 and t == 0, rows)
                 if s + deep >= steps:
                     finish(args, c, image, within, p, rows, n * 32)
-            s += deep
+                c += 4096
     end()
 
 
@@ -150,9 +164,11 @@ def _deep(args: int, unit: int, scratch: int) -> None:
 _STEP_COST, _WIDEN_COST, _END_COST = (64, 100, 350) if ELEMENT == 2 else (600, 400, 700)
 _UNIT_COST = 150_000
 """Cycles of a unit, about: 50 microseconds."""
-_TALL = 64
-"""Blocks of a unit, at most, where sums wait in scratch for the next slab: 256 KiB."""
-
+_TALL = 32
+"""Blocks of pixels of a unit of many steps, at most: a panel of them is 590 kB of bfloat16."""
+_WAITING = 256
+"""Sums of such a unit, in blocks, at most: 1 MiB. With the panel they fit a second-level cache of 2 MiB. (All steps of one column block
+after the other, so that few sums wait, takes all of the panels from further away for each: 2048 cubed half as fast.)"""
 
 _SHALLOW = 16
 """Steps up to which columns share a unit."""
@@ -176,12 +192,13 @@ def _cut(total: int, blocks: int, steps: int, terms: int, threads: int) -> tuple
             group = max(1, min(group, aim // (chunk * cost)))
         return chunk, group, steps
     chunk = min(total, _TALL)
-    column = steps * _WIDEN_COST + chunk * cost
-    if column > aim:
-        # As even as possible, and no fewer than 8 blocks for each widening.
-        parts = max(1, min(-(-column // aim), chunk // 8))
-        chunk = -(-chunk // parts)
-    return chunk, max(1, min(blocks, aim // (steps * _WIDEN_COST + chunk * cost))), DEPTH
+    group = min(blocks, _WAITING // chunk)
+    # Fewer columns, then fewer pixels, until every thread has some units; widening wants 8 blocks of pixels.
+    while group > 2 and -(-total // chunk) * -(-blocks // group) < 4 * threads:
+        group = -(-group // 2)
+    while chunk > 8 and -(-total // chunk) * -(-blocks // group) < 4 * threads:
+        chunk = -(-chunk // 2)
+    return chunk, group, DEPTH
 
 
 def product_task(
@@ -206,11 +223,24 @@ def product_task(
         [(i * left.part, j * packed.part) for i in range(3 if left.part else 1) for j in range(3 if packed.part else 1) if i + j < 3],
         np.int64,
     )
-    chunk, group, depth = _cut(total, blocks, steps, len(pairs), threads)
+    thin = left.images * segments == 1 and count <= THIN and not packed.widened and len(pairs) == 1 and panel is None
+    if thin:
+        chunk, group, depth = 1, max(1, min(-(-blocks // (4 * threads)), _UNIT_COST // (steps * _WIDEN_COST))), steps
+    else:
+        chunk, group, depth = _cut(total, blocks, steps, len(pairs), threads)
     table = offsets, steps, packed.codes, packed.tables, blocks
-    slabs = 0 if packed.widened else min(depth, steps) * 1024 * ELEMENT * (group if depth >= steps else 1)
+    slabs = 0 if packed.widened or thin else min(depth, steps) * 1024 * ELEMENT * (group if depth >= steps else 1)
     sums = _SLAB + slabs
     what = words(
-        left, ending, packed.columns, table=table, cut=(chunk, group), widened=packed.widened, depth=depth, pairs=pairs, panel=panel
+        left,
+        ending,
+        packed.columns,
+        table=table,
+        cut=(chunk, group),
+        widened=packed.widened,
+        depth=depth,
+        pairs=pairs,
+        panel=panel,
+        thin=thin,
     )
-    return Task(product, (*what, sums), -(-total // chunk) * -(-blocks // group), sums + (1 if depth >= steps else chunk) * 4096)
+    return Task(product, (*what, sums), -(-total // chunk) * -(-blocks // group), sums + (1 if depth >= steps else chunk * group) * 4096)
