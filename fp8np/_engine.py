@@ -32,6 +32,9 @@ def engine_product(a: Codes, a_format: FloatFormat, b: Codes, b_format: FloatFor
     out = aligned_array((Z, a.shape[1], b.shape[1]))
     if out.size == 0:
         return out
+    if a.shape[2] == 0:
+        out[:] = 0
+        return out
     for z in range(Z):
         if z == 0 or len(b) > 1:
             made = filters(QTensor(b[z if len(b) > 1 else 0], b_format))

@@ -44,8 +44,7 @@ class Model:
 
     def __init__(self, graph: Graph, *, checked: bool = False) -> None:
         self._graph = graph if checked else check(graph)
-        self._weights = Weights(graph.constants)
-        self._fused: Graph | None = None
+        self._ready: tuple[Graph, Weights] | None = None
         self._plans: OrderedDict[tuple[tuple[int, ...], ...], Plan] = OrderedDict()
         self._lock = threading.Lock()
 
@@ -88,9 +87,11 @@ class Model:
             if plan is not None:
                 self._plans.move_to_end(key)
                 return plan
-            if self._fused is None:
-                self._fused = fused(self._graph)
-        plan = make_plan(self._fused, bind_sizes(self._graph, arrays), self._weights)
+            if self._ready is None:
+                graph = fused(self._graph)
+                self._ready = graph, Weights(graph.constants)
+            graph, weights = self._ready
+        plan = make_plan(graph, bind_sizes(self._graph, arrays), weights)
         with self._lock:
             self._plans[key] = plan
             while len(self._plans) > _MAX_PLANS:

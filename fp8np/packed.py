@@ -17,8 +17,8 @@ from fp8np.tensor import QTensor
 
 __all__ = ["PACKS", "PackedTensor", "pack"]
 
-PACKS = ("fp8", "widened")
-"""What a packed operand holds: the codes; or what the CPU multiplies, bfloat16 or float32, two or four times the memory."""
+PACKS = ("fp8", "bf16")
+"""What a packed operand holds: the codes; or what the CPU multiplies, bfloat16 (float32 where it has no units for that)."""
 
 
 class PackedTensor:
@@ -58,8 +58,8 @@ def pack(w: QTensor, *, pack: str = "fp8") -> PackedTensor:
 
     Args:
         w: (K, N), scaled per tensor or per column (1, N).
-        pack: "fp8" keeps the codes, which are widened a little at a time as they are needed; "widened" keeps what the CPU multiplies,
-            bfloat16 or float32: two or four times the memory, faster where few rows meet many columns.
+        pack: "fp8" keeps the codes, which are widened a little at a time as they are needed; "bf16" keeps what the CPU multiplies,
+            bfloat16, twice the memory (float32, four times, where it has no units for bfloat16): faster for 5 to 100 rows.
 
     Returns:
         A `PackedTensor`; it takes at most 1.1 times the memory of w where K and N are multiples of 32.
@@ -87,11 +87,13 @@ def pack(w: QTensor, *, pack: str = "fp8") -> PackedTensor:
             f"pack: expected one scale, or one for each of N (1, N); got {w.scale.shape}: quantize w per tensor or with axis=-1"
         )
     right = w.T
+    if not w.shape[0]:
+        raise ShapeError(f"pack: expected K >= 1, got shape {w.shape}")
     if not packable(right):
         raise FormatError(f"pack: {w.format} is not multiplied by packed kernels; give matmul the QTensor itself")
     made = filters(right)
     packed = made.packed
-    if pack == "widened":
+    if pack == "bf16":
         packed = widened(packed)
     return PackedTensor(packed, made.scale, w.format, (w.shape[0], w.shape[1]))
 

@@ -24,7 +24,7 @@ from fp8np.kernels._fma import fma_1x32, fma_2x16, fma_4x16, fma_8x32
 from fp8np.kernels._jit import entry, native
 from fp8np.kernels._native import byte_at, float_at, put_byte, put_float, word
 from fp8np.kernels._program import Task, Word, aligned_copy
-from fp8np.kernels._vector import as_float, as_int, floats, ints, load_bytes, select_int, shl, store
+from fp8np.kernels._vector import as_float, as_int, floats, ints, load_bytes, select_int, shl, shr, store
 from fp8np.kernels._x86 import amx_block_1, amx_block_2, bf16_dots_8, thin_1, thin_2, thin_4, tiles_off, tiles_on, widen_64, widen_packed_64
 
 __all__ = [
@@ -41,6 +41,8 @@ __all__ = [
     "pack_codes",
     "pack_values",
     "packed_steps",
+    "put_pair",
+    "rounded_half",
     "thin_block",
     "widen_codes",
     "widen_slab",
@@ -248,6 +250,30 @@ def widen_packed(args: int, unit: int, scratch: int) -> None:
 def widened_task(packed: Word, tables: Word, out: Word, blocks: int, steps: int) -> Task:
     """Packed codes (blocks, steps, 1024) -> the slabs that `widen_slab` makes of them."""
     return Task(widen_packed, (packed, tables, out, steps), blocks)
+
+
+@native
+def rounded_half(v: Any) -> Any:
+    """float32 rounded to bfloat16, to nearest even."""
+    bits = as_int(v)
+    return as_float((bits + ints(0x7FFF) + (shr(bits, 16) & ints(1))) & ints(0xFFFF0000))
+
+
+if _HALF:
+
+    @native
+    def put_pair(step: int, k: int, tile: int, x: Any, y: Any) -> None:
+        """Writes the terms k (even) and k + 1 of sixteen columns into a step of a slab."""
+        low, high = as_int(rounded_half(x)), as_int(rounded_half(y))
+        store(step + tile * 1024 + k // 2 * 64, as_float(shr(low, 16) | (high & ints(0xFFFF0000))))
+
+else:
+
+    @native
+    def put_pair(step: int, k: int, tile: int, x: Any, y: Any) -> None:
+        """Writes the terms k (even) and k + 1 of sixteen columns into a step of a slab."""
+        store(step + k * 128 + tile * 64, x)
+        store(step + k * 128 + 128 + tile * 64, y)
 
 
 THIN = 4 if _HALF else 0

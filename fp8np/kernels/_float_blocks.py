@@ -68,20 +68,13 @@ def load_to(address: int, count: int) -> Any:
 
 
 @native
-def _copy_rows(source: int, stride: int, rows: int, width: int, out: int) -> None:
-    # Sixteen rows of sixteen float32, dense, zeros for what is not there.
-    for n in range(16):
-        store(out + 64 * n, load_to(source + n * stride, width if n < rows else 0))
-
-
-@native
 def _transposed(source: int, stride: int, rows: int, width: int, out: int, distance: int, spare: int) -> None:
-    # Columns of sixteen rows; spare: 1 KiB.
-    if rows >= 16 and width >= 16:
-        transpose_16(source, stride, out, distance)
-    else:
-        _copy_rows(source, stride, rows, width, spare)
-        transpose_16(spare, 64, out, distance)
+    # Columns of sixteen rows of sixteen float32, zeros for what is not there; spare: 1 KiB.
+    if rows < 16 or width < 16:
+        for n in range(16):
+            store(spare + 64 * n, load_to(source + n * stride, width if n < rows else 0))
+        source, stride = spare, 64
+    transpose_16(source, stride, out, distance)
 
 
 # -- float32 multiply-adds --------------------------------------------------------------------------------------------
@@ -98,10 +91,10 @@ def _pack_rows(source: int, stride: int, rows: int, width: int, out: int) -> Any
 
 @native
 def _pack_columns(source: int, stride: int, columns: int, width: int, out: int, stage: int) -> Any:
-    for j in range(2):
-        row = source + 16 * j * stride
-        _transposed(row, stride, columns - 16 * j, width, out + 64 * j, 128, stage)
-        _transposed(row + 64, stride, columns - 16 * j, width - 16, out + 2048 + 64 * j, 128, stage)
+    for i in range(4):
+        j, half = i >> 1, i & 1
+        place = source + 16 * j * stride + 64 * half
+        _transposed(place, stride, columns - 16 * j, width - 16 * half, out + 2048 * half + 64 * j, 128, stage)
     return floats(_ZERO)
 
 
@@ -188,9 +181,9 @@ if _AMX:
             return _pack_columns(source, stride, columns, width, out, stage)
         seen = floats(_ZERO)
         for j in range(2):
-            row = source + 16 * j * stride
-            _transposed(row, stride, columns - 16 * j, width, stage, 64, stage + 2048)
-            _transposed(row + 64, stride, columns - 16 * j, width - 16, stage + 1024, 64, stage + 2048)
+            for half in range(2):
+                place = source + 16 * j * stride + 64 * half
+                _transposed(place, stride, columns - 16 * j, width - 16 * half, stage + 1024 * half, 64, stage + 2048)
             for p in range(16):
                 place = stage + 64 * p
                 seen = _put_right(out + 1024 * j + 64 * p, load(place), load(place + 1024), seen)

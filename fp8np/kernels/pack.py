@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from fp8np.kernels._engine import COLUMNS, STEP, order_of_slab, packed_steps
-from fp8np.kernels._jit import entry
-from fp8np.kernels._native import byte_at, put_byte, word
+from fp8np.kernels._engine import COLUMNS, ELEMENT, STEP, order_of_slab, packed_steps, put_pair, rounded_half
+from fp8np.kernels._grid import PARTS, ROUND_WORDS, on_grid, rounding_of
+from fp8np.kernels._jit import entry, native
+from fp8np.kernels._native import byte_at, float_at, put_byte, put_float, word
 from fp8np.kernels._program import Task, Word, aligned, run_tasks
+from fp8np.kernels._vector import absolute, floats, load, load_n, select
 
-__all__ = ["pack_task", "packed_codes", "packed_size"]
+__all__ = ["pack_floats_task", "pack_task", "packed_bytes", "packed_codes", "packed_size"]
 
 
 @lru_cache(maxsize=1)
@@ -69,3 +73,68 @@ def packed_codes(codes: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
     else:
         out[:] = 0
     return out.reshape(shape)
+
+
+# -- floats, while a plan runs ----------------------------------------------------------------------------------------
+
+
+@native
+def _sixteen(source: int, stride: int, count: int, scratch: int) -> Any:
+    # Sixteen columns of a row of terms, zeros from `count` on.
+    if stride == 4:
+        return load_n(source, count)
+    for i in range(16):
+        put_float(scratch + 4 * i, float_at(source + i * stride) if i < count else np.float32(0))
+    return load(scratch)
+
+
+@entry
+def pack_floats(args: int, unit: int, scratch: int) -> None:
+    """float32 (K, N) -> slabs: rounded to a format, or nothing rounded, in as many parts as a float32 takes.
+
+    A unit is a block of 32 columns. Words: source, bytes from term to term and from column to column, K, N, target, bytes of a part (0:
+    rounded to a format), then a rounding.
+    """
+    source, term, column, K, N = word(args, 0), word(args, 1), word(args, 2), word(args, 3), word(args, 4)
+    part, rounding = word(args, 6), args + 56
+    steps = (K + STEP - 1) // STEP
+    target = word(args, 5) + unit * steps * 1024 * ELEMENT
+    inverse = floats(np.float32(1))
+    smallest, lift, bound, top = rounding_of(rounding)
+    if part == 0:
+        inverse = floats(np.float32(1) / float_at(word(rounding, 0)))
+    zero = floats(np.float32(0))
+    for k in range(0, steps * STEP, 2):
+        for j in range(2):
+            first = unit * COLUMNS + 16 * j
+            place = source + k * term + first * column
+            count = min(16, N - first)
+            x = _sixteen(place, column, count if k < K else 0, scratch)
+            y = _sixteen(place + term, column, count if k + 1 < K else 0, scratch)
+            if part == 0:
+                x = on_grid(x * inverse, smallest, lift, bound, top)
+                y = on_grid(y * inverse, smallest, lift, bound, top)
+            put_pair(target + k // STEP * 1024 * ELEMENT, k % STEP, j, x, y)
+            if part and PARTS == 3:
+                for p in range(1, 3):
+                    high, other = rounded_half(x), rounded_half(y)
+                    # What is left of an infinity is none.
+                    x = select(absolute(x - high) < floats(np.float32(np.inf)), x - high, zero)
+                    y = select(absolute(y - other) < floats(np.float32(np.inf)), y - other, zero)
+                    put_pair(target + p * part + k // STEP * 1024 * ELEMENT, k % STEP, j, x, y)
+
+
+def pack_floats_task(source: Word, strides: tuple[int, int], shape: tuple[int, int], target: Word, rounding: Sequence[Word] | None) -> Task:
+    """float32 (K, N) at strides in bytes -> what `product_task` takes as widened codes; None: nothing is rounded.
+
+    target: PARTS (or one) of `packed_bytes(K, N)`.
+    """
+    k, n = shape
+    part = 0 if rounding is not None else packed_bytes(k, n)
+    words = (source, *strides, k, n, target, part, *(rounding or (0,) * ROUND_WORDS))
+    return Task(pack_floats, words, -(-n // COLUMNS), 64)
+
+
+def packed_bytes(k: int, n: int) -> int:
+    """Bytes of a part of a widened right operand (K, N)."""
+    return -(-n // COLUMNS) * packed_steps(k) * 1024 * ELEMENT

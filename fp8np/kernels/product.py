@@ -16,9 +16,9 @@ from fp8np.kernels._ending import Ending, Left, finish, geometry, words
 from fp8np.kernels._engine import DEPTH, ELEMENT, STEP, THIN, begin, block, end, thin_block, widen_slab
 from fp8np.kernels._jit import entry, native
 from fp8np.kernels._native import word
-from fp8np.kernels._program import Task
+from fp8np.kernels._program import Task, Word
 
-__all__ = ["Packed", "product_task"]
+__all__ = ["Packed", "Placed", "product_task"]
 
 _SLAB = 256
 """Where the slab starts in scratch: before it lie the configuration of tiles and spare lines."""
@@ -46,6 +46,24 @@ class Packed:
     def blocks(self) -> int:
         """Blocks of 32 columns."""
         return int(self.codes.shape[-3])
+
+    @property
+    def steps(self) -> int:
+        """Steps of 32 terms."""
+        return int(self.codes.shape[-2])
+
+
+@dataclass(frozen=True)
+class Placed:
+    """A widened right operand that an earlier task of the program has packed, at an address; attributes as those of `Packed`."""
+
+    codes: Word
+    blocks: int
+    steps: int
+    columns: int
+    part: int = 0
+    widened: bool = True
+    tables: Word = 0
 
 
 @entry
@@ -202,7 +220,7 @@ def _cut(total: int, blocks: int, steps: int, terms: int, threads: int) -> tuple
 
 
 def product_task(
-    left: Left, packed: Packed, offsets: npt.NDArray[np.int64], ending: Ending, *, threads: int = 1, panel: int | None = None
+    left: Left, packed: Packed | Placed, offsets: npt.NDArray[np.int64], ending: Ending, *, threads: int = 1, panel: int | None = None
 ) -> Task:
     """The task of a product.
 
@@ -215,7 +233,7 @@ def product_task(
         panel: None; or bytes from a panel of the left operand to the next, where each block of columns reads its own step of 32
             channels alone (a convolution in groups).
     """
-    blocks, steps = packed.blocks, packed.codes.shape[-2]
+    blocks, steps = packed.blocks, packed.steps
     segments, count, _ = geometry(left)
     total = left.images * segments * -(-count // 32)
     # Of three parts by three, those beyond the last bit of a float32 are left out.

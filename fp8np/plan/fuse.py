@@ -1,8 +1,9 @@
 """Fusion: passes over graphs, each named, pure and checkable. A fused graph means what it meant before; it has fewer nodes.
 
 1. `pads_into_convolutions`: zeros that a pad node puts around a picture become the convolution's own padding.
-2. `products_as_fused`: conv2d, conv1d and linear become fused_conv2d and fused_linear.
-3. `residuals_into_products`, `activations_into_products`: what follows a product, and nothing else reads, becomes its ending.
+2. `lines_as_pictures`: conv1d becomes conv2d on pictures of one row.
+3. `products_as_fused`: conv2d and linear become fused_conv2d and fused_linear.
+4. `residuals_into_products`, `activations_into_products`: what follows a product, and nothing else reads, becomes its ending.
 """
 
 from __future__ import annotations
@@ -11,8 +12,9 @@ from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Any
 
-from fp8np.graph import Graph, Node, Value, leaves, pruned
+from fp8np.graph import Graph, Names, Node, Value, leaves, pruned
 from fp8np.layers._op import OPS
+from fp8np.tensor import QTensor
 
 __all__ = ["PASSES", "fused"]
 
@@ -89,6 +91,56 @@ def _pads(padding: Any, kernel: tuple[Any, ...], dilation: tuple[int, ...]) -> t
         totals = [d * (k - 1) for d, k in zip(dilation, kernel, strict=True)]
         return totals[0] // 2, totals[1] // 2, totals[0] - totals[0] // 2, totals[1] - totals[1] // 2
     return padding[0], padding[1], padding[0], padding[1]
+
+
+def lines_as_pictures(graph: Graph) -> Graph:
+    """Every conv1d over (B, C, L) whose weight is a constant. A quantize node before it is made anew behind the axis."""
+    if not any(node.op == "conv1d" for node in graph.nodes):
+        return graph
+    names = Names.beside(graph)
+    made = {output: node for node in graph.nodes for output in node.outputs}
+    constants, values = dict(graph.constants), dict(graph.values)
+    nodes: list[Node] = []
+
+    def add(node: Node, shape: Any, dtype: str) -> str:
+        nodes.append(node)
+        values[node.outputs[0]] = Value(node.outputs[0], shape, dtype)
+        return node.outputs[0]
+
+    def one(name: str, op: str, source: str, attrs: Mapping[str, Any], origin: str) -> Node:
+        fresh = names.fresh(name)
+        return Node(fresh, op, (source,), (fresh,), MappingProxyType(dict(attrs)), origin)
+
+    for node in graph.nodes:
+        x, weight = str(node.inputs[0]), graph.constants.get(str(node.inputs[1])) if len(node.inputs) > 1 else None
+        if node.op != "conv1d" or weight is None or len(graph.facts(x).shape) != 3:
+            nodes.append(node)
+            continue
+        before = made.get(x)
+        quantize = before if before is not None and before.op == "quantize" else None
+        source = x if quantize is None else str(quantize.inputs[0])
+        b, c, n = graph.facts(x).shape
+        picture = add(one(f"{source}.picture", "unsqueeze", source, {"dim": 2}, node.origin), (b, c, 1, n), "float32")
+        if quantize is not None:
+            picture = add(one(f"{x}.picture", "quantize", picture, quantize.attrs, node.origin), (b, c, 1, n), graph.facts(x).dtype)
+        filters = names.fresh(f"{node.inputs[1]}.picture")
+        constants[filters] = (
+            weight.reshape(*weight.shape[:2], 1, weight.shape[2]) if not isinstance(weight, QTensor) else weight.expand_dims(2)
+        )
+        attrs = OPS["conv1d"].filled(node.attrs)
+        padding = attrs["padding"]
+        lifted = {
+            "stride": (1, *attrs["stride"]),
+            "padding": padding if isinstance(padding, str) else (0, *padding),
+            "dilation": (1, *attrs["dilation"]),
+            "groups": attrs["groups"],
+        }
+        b, o, n = graph.values[node.outputs[0]].shape
+        fresh = names.fresh(f"{node.name}.picture")
+        result = Node(fresh, "conv2d", (picture, filters, *node.inputs[2:]), (fresh,), MappingProxyType(lifted), node.origin)
+        out = add(result, (b, o, 1, n), "float32")
+        nodes.append(node.replace(op="squeeze", inputs=(out,), attrs=MappingProxyType({"dim": 2})))
+    return pruned(graph.replace(nodes=tuple(nodes), constants=MappingProxyType(constants), values=MappingProxyType(values)))
 
 
 def products_as_fused(graph: Graph) -> Graph:
@@ -190,6 +242,7 @@ def _absorbed(graph: Graph, fits: Callable[[Node], bool], join: Callable[[Node, 
 
 PASSES: tuple[tuple[str, Pass], ...] = (
     ("pads into convolutions", pads_into_convolutions),
+    ("lines as pictures", lines_as_pictures),
     ("products as fused", products_as_fused),
     ("residuals into products", residuals_into_products),
     ("activations into products", activations_into_products),

@@ -12,15 +12,16 @@ from typing import Any
 
 import numpy as np
 
-from fp8np._packing import Pads, filters, grouped_filters, kind_of, packable, singles, taps_of
+from fp8np._packing import Filters, Pads, filters, grouped_filters, kind_of, packable, singles, taps_of
 from fp8np.graph import Node
-from fp8np.kernels._ending import Ending, Left, View
+from fp8np.kernels._ending import Ending, Left, View, no_bias
 from fp8np.kernels._engine import COLUMNS, STEP
 from fp8np.kernels._functions import ACTIVATIONS
-from fp8np.kernels._grid import PARTS, Image
+from fp8np.kernels._grid import PARTS, Image, takes
 from fp8np.kernels._program import Word
 from fp8np.kernels.depthwise import depthwise_task
-from fp8np.kernels.product import product_task
+from fp8np.kernels.pack import pack_floats_task, packed_bytes
+from fp8np.kernels.product import Placed, product_task
 from fp8np.kernels.widen import place_task, quantize_task, split_task
 from fp8np.plan.builder import NO_PADS, Builder, Grid, word
 from fp8np.plan.storage import At, Buffer, Stored, last_strides
@@ -44,6 +45,8 @@ def wanted_pads(b: Builder, node: Node, name: str) -> Pads | None:
     weight = b.constant(node.inputs[1] if len(node.inputs) > 1 else None)
     if node.op == "fused_linear":
         return NO_PADS if packable(weight) and not b.picture(name) else None
+    if node.op == "matmul":
+        return NO_PADS if weight is not None and weight.ndim == 2 and packable(weight.T) and not b.picture(name) else None
     if node.op != "fused_conv2d" or not packable(weight):
         return None
     how = kind_of(node.attrs.get("groups", 1), weight.shape)  # type: ignore[union-attr]
@@ -74,11 +77,11 @@ def _ending(b: Builder, node: Node, attrs: Mapping[str, Any], scale: Any, pictur
     """Scales, bias, residual and activation; and results: on the grid of the first FP8 reader that allows it, as floats for others."""
     name = node.outputs[0]
     bias = np.zeros(len(scale), np.float32)
-    if node.inputs[2] is not None:
+    if len(node.inputs) > 2 and node.inputs[2] is not None:
         given = b.constant(node.inputs[2])
         bias[: len(given)] = given  # type: ignore[arg-type, index]
     residual = None
-    if node.inputs[3] is not None:
+    if len(node.inputs) > 3 and node.inputs[3] is not None:
         if picture:
             residual = _view(b.last(node.inputs[3]))
         else:
@@ -168,22 +171,23 @@ def _part(image: Image) -> int:
 
 def fused_linear(b: Builder, node: Node, attrs: Mapping[str, Any]) -> bool:
     """x (..., K), weight (N, K)."""
-    name, weight = str(node.inputs[0]), b.constant(node.inputs[1])
-    if not packable(weight) or (node.inputs[2] is not None and b.constant(node.inputs[2]) is None):
+    if not packable(b.constant(node.inputs[1])) or (node.inputs[2] is not None and b.constant(node.inputs[2]) is None):
         return False
+    made = b.weights.prepare("product", str(node.inputs[1]), "rows", filters)
+    return _times_weight(b, node, str(node.inputs[0]), made, attrs)
+
+
+def _times_weight(b: Builder, node: Node, name: str, made: Filters, attrs: Mapping[str, Any]) -> bool:
     if 0 in b.shape(node.outputs[0]) or not b.shape(name):
         return False
-    made = b.weights.prepare("product", str(node.inputs[1]), "matrix", filters)
     if name in b.quantized:
         grid = b.grid(name)
     else:
         stored, rows, stride = b.matrix(name)
         grid = _split(b, _rows(stored, stride), Image(1, 1, rows, stored.shape[-1], parts=PARTS))
     image = grid.image
-    view = View(grid.view.address, 0, 0, image.pitch)
-    # An FP8 picture that a linear reads by its last axis.
     pixels = image.images * image.height * image.width
-    left = Left(view, 1, 1, pixels, pixels, _scale(b, name), part=_part(image))
+    left = Left(View(grid.view.address, 0, 0, image.pitch), 1, 1, pixels, pixels, _scale(b, name), part=_part(image))
     offsets = np.array([image.offset(s) for s in range(image.steps)], np.int64)
     b.emit(product_task(left, made.packed, offsets, _ending(b, node, attrs, made.scale, False), threads=b.threads))
     return True
@@ -231,6 +235,64 @@ def fused_conv2d(b: Builder, node: Node, attrs: Mapping[str, Any]) -> bool:
     return True
 
 
-LOWERINGS = {"fused_linear": fused_linear, "fused_conv2d": fused_conv2d}
+def matmul(b: Builder, node: Node, attrs: Mapping[str, Any]) -> bool:
+    """a (..., M, K) and b (..., K, N): a weight, or computed, with the same leading axes as a or none."""
+    left, right = (str(name) for name in node.inputs)
+    shapes = [b.shape(left), b.shape(right)]
+    if min(map(len, shapes)) < 2 or 0 in (*shapes[0], *shapes[1]) or not all(_multiplies(b, name) for name in (left, right)):
+        return False
+    if b.constant(right) is not None and len(shapes[1]) == 2:
+        made = b.weights.prepare("product", right, "columns", lambda w: filters(w.T))
+        return _times_weight(b, node, left, made, _ENDLESS)
+    return b.constant(right) is None and b.constant(left) is None and _times_computed(b, node, left, right)
+
+
+_ENDLESS = {"activation": "", "lo": float("-inf"), "hi": float("inf")}
+
+
+def _multiplies(b: Builder, name: str) -> bool:
+    constant = b.constant(name)
+    if constant is not None:
+        return packable(constant.T)
+    if name in b.quantized:
+        # A scale that is found at run time is one number; columns want one each.
+        return takes(b.quantized[name].format) and b.quantized[name].fixed is not None
+    return b.facts[name].dtype == "float32"
+
+
+def _times_computed(b: Builder, node: Node, left: str, right: str) -> bool:
+    (m, k), n = b.shape(left)[-2:], b.shape(right)[-1]
+    leading = [b.shape(name)[:-2] for name in (left, right)]
+    z = math.prod(leading[0])
+    if leading[0] != leading[1] and math.prod(leading[1]) != 1:
+        return False
+    each = leading[0] == leading[1]
+    if not each:
+        # All of the batch meets the same columns: one product with many rows.
+        m, z = m * z, 1
+    sources = [b.plain(b.quantized[name].source if name in b.quantized else name) for name in (left, right)]
+    roundings = [b.rounding(name) if name in b.quantized else None for name in (left, right)]
+    image = Image(1, 1, m, k, parts=1 if roundings[0] else PARTS)
+    grid = Grid(image, b.image_memory(image))
+    size, blocks = packed_bytes(k, n), -(-n // COLUMNS)
+    packed = At(Buffer(size * (1 if roundings[1] else PARTS)))
+    placed = Placed(word(packed), blocks, image.steps, n, part=0 if roundings[1] or PARTS == 1 else size)
+    scale = np.full(blocks * COLUMNS, b.quantized[right].fixed if right in b.quantized else 1, np.float32)
+    offsets = np.array([image.offset(s) for s in range(image.steps)], np.int64)
+    out = b.new(node.outputs[0])
+    operand = Left(grid.view, 1, 1, m, m, _scale(b, left), part=_part(image))
+    for i in range(z):
+        view = View(word(sources[0].at.plus(i * m * k * 4)), 0, 0, k * 4)
+        if roundings[0]:
+            b.emit(quantize_task(view, grid.view, image.panel, (1, 1, m, k), roundings[0]))
+        else:
+            b.emit(split_task(view, grid.view, image.panel, image.part, (1, 1, m, k)))
+        b.emit(pack_floats_task(word(sources[1].at.plus(i * k * n * 4)), (n * 4, 4), (k, n), word(packed), roundings[1]))
+        ending = Ending(scale, no_bias(blocks), out=View(word(out.at.plus(i * m * n * 4)), 0, 0, n * 4))
+        b.emit(product_task(operand, placed, offsets, ending, threads=b.threads))
+    return True
+
+
+LOWERINGS = {"fused_linear": fused_linear, "fused_conv2d": fused_conv2d, "matmul": matmul}
 
 assert STEP == COLUMNS
