@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from fp8np._packing import Filters, Pads, filters, grouped_filters, kind_of, singles, taps_of
+from fp8np._packing import Filters, Pads, filters, grouped_filters, kind_of, singles, spread_filters, taps_of
 from fp8np.formats import FloatFormat
 from fp8np.kernels._ending import Ending, Left, View, no_bias
 from fp8np.kernels._engine import decode_tables
@@ -147,6 +147,9 @@ def engine_convolution(
     taps = taps_of(image, (w.shape[2], w.shape[3]), stride, dilation, pads)
     left = Left(View(Arena(taps.first), image.image, taps.row, taps.pixel), B, *size, taps.raster, _ONE)
     out = aligned_array((B, *size, O))
+    if out.size == 0 or C == 0:
+        out[:] = 0
+        return out.transpose(0, 3, 1, 2)
     where = View(out, math.prod(size) * O * 4, size[1] * O * 4, O * 4)
     threads = get_num_threads()
     if kind == "depthwise":
@@ -154,7 +157,10 @@ def engine_convolution(
         ending = Ending(single.scale, no_bias(len(single.scale) // 32), out=where, one_nan=True)
         task = depthwise_task(left, single.values, O, image.panel, np.array(taps.offsets, np.int64), ending, threads=threads)
     else:
-        made: Filters = grouped_filters(bare, groups) if kind == "grouped" else filters(bare)
+        if kind == "dense":
+            made: Filters = filters(bare)
+        else:
+            made = grouped_filters(bare, groups) if kind == "grouped" else spread_filters(bare, groups)
         steps = 1 if kind == "grouped" else image.steps
         offsets = np.array([t + image.offset(s) for t in taps.offsets for s in range(steps)], np.int64)
         ending = Ending(made.scale, no_bias(made.packed.blocks), out=where, one_nan=True)

@@ -10,13 +10,14 @@ import numpy.typing as npt
 
 from fp8np.codec import decode
 from fp8np.graph import Constant
-from fp8np.kernels._engine import COLUMNS, STEP, decode_tables, pack_values, packed_steps
+from fp8np.kernels._engine import COLUMNS, ELEMENT, STEP, decode_tables, packed_steps
 from fp8np.kernels._grid import PARTS, Image, takes
-from fp8np.kernels.pack import packed_codes
+from fp8np.kernels._program import aligned_array, run_tasks
+from fp8np.kernels.pack import pack_floats_task, packed_codes
 from fp8np.kernels.product import Packed
 from fp8np.tensor import QTensor
 
-__all__ = ["Filters", "Pads", "Singles", "Taps", "filters", "grouped_filters", "kind_of", "packable", "singles", "taps_of"]
+__all__ = ["Filters", "Pads", "Singles", "Taps", "filters", "grouped_filters", "kind_of", "packable", "singles", "spread_filters", "taps_of"]
 
 
 @dataclass(frozen=True)
@@ -75,13 +76,30 @@ def grouped_filters(weight: Constant, groups: int) -> Filters:
     return Filters(_packed(weight, full), _scales(weight, n), grouped=True)
 
 
+def spread_filters(weight: Constant, groups: int) -> Filters:
+    """A weight (O, C/G, kh, kw) as one group: (O, C, kh, kw), zero where a filter reads nothing."""
+    rows = np.ascontiguousarray(_taps_first(weight))
+    n, taps, c = rows.shape
+    full = np.zeros((n, taps, groups * c), rows.dtype)
+    for o in range(n):
+        first = o * groups // n * c
+        full[o, :, first : first + c] = rows[o]
+    return Filters(_packed(weight, full), _scales(weight, n))
+
+
 def _packed(weight: Constant, rows: npt.NDArray[Any]) -> Packed:
     n, taps, c = rows.shape
     if isinstance(weight, QTensor):
         return Packed(packed_codes(rows), decode_tables(weight.format), n)
-    full = np.zeros((n, taps, packed_steps(c) * STEP), np.float32)
-    full[:, :, :c] = rows
-    values = pack_values(full.reshape(n, -1))
+    blocks, steps = -(-n // COLUMNS), packed_steps(c)
+    values = aligned_array((PARTS, blocks, taps * steps, 1024 * ELEMENT), np.uint8)
+    # One tap after the other: a block's taps follow each other, its columns are those of rows.
+    for tap in range(taps):
+        slabs = aligned_array((PARTS, blocks, steps, 1024 * ELEMENT), np.uint8)
+        if rows.size:
+            at, (column, _, term) = rows[:, tap], rows.strides
+            run_tasks(pack_floats_task(at, (term, column), (c, n), slabs, None))
+        values[:, :, tap * steps : (tap + 1) * steps] = slabs
     return Packed(values, _NO_TABLES, n, widened=True, part=values.nbytes // PARTS if PARTS > 1 else 0)
 
 
@@ -107,7 +125,8 @@ def singles(weight: Constant) -> Singles:
 
 
 def kind_of(groups: int, weight: tuple[int, ...]) -> str | None:
-    """How a convolution in groups is computed: "dense" (one), "depthwise", "grouped" (`grouped_filters`), or None: not by the engine."""
+    """How a convolution in groups is computed: "dense" (one), "depthwise", "grouped" (`grouped_filters`), "spread" (as one group, with
+    zeros where a filter reads nothing), or None: not by the engine."""
     o, c = weight[:2]
     if groups == 1:
         return "dense"
@@ -115,7 +134,8 @@ def kind_of(groups: int, weight: tuple[int, ...]) -> str | None:
         return "depthwise"
     if o == groups * c and COLUMNS % c == 0:
         return "grouped"
-    return None
+    # As many times the work as there are groups, which is still less than leaving the engine.
+    return "spread" if groups <= 8 else None
 
 
 Pads = tuple[int, int, int, int]

@@ -149,9 +149,9 @@ def _sums(a: Codes, a_format: FloatFormat, b: Codes, b_format: FloatFormat, how:
     if how.kind == "aligned":
         aligned_product(a, a_format, b, b_format, how, out)
         return out if a.shape[-1] else one_nan(out, how)  # without a step, what it started from
-    if how.kind == "fp32" and takes(a_format, b_format):
-        sums = engine_product(a, a_format, b, b_format)
-        return sums if init is None else one_nan(sums + init, how)
+    if how.kind == "fp32" and init is None and takes(a_format, b_format):
+        # The engine's sums start from zero.
+        return engine_product(a, a_format, b, b_format)
     gemm = select("gemm" if how.kind == "fp32" else "gemm_sequential", a_format, b_format)
     tables = decode_table(a_format), decode_table(b_format)
     gemm(np.ascontiguousarray(a), tables[0], np.ascontiguousarray(b), tables[1], _ONE, _ONE, _NO_BIAS, out)

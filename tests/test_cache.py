@@ -10,7 +10,7 @@ from pathlib import Path
 import numba
 import pytest
 
-from fp8np.kernels import _jit
+from fp8np.kernels import _cache, _jit
 
 SCRIPT = """
 import os, warnings
@@ -20,7 +20,7 @@ os.makedirs("elsewhere", exist_ok=True)
 os.chdir("elsewhere")
 assert fp8np.encode([1.0, -0.3], "e4m3fn").tolist() == [56, 170]
 assert fp8np.encode([1.0], "e4m3fn", rounding="up").tolist() == [56]
-cores = [core for core in vars(codec).values() if getattr(core, "signatures", None)]
+cores = [core.dispatcher for core in vars(codec).values() if getattr(core, "signatures", None)]
 print(sum(sum(core.stats.cache_hits.values()) for core in cores), sum(sum(core.stats.cache_misses.values()) for core in cores))
 """
 
@@ -37,7 +37,7 @@ def test_a_second_process_compiles_nothing(tmp_path: Path) -> None:
     hits, misses, warned = run(tmp_path, "kept")  # a relative path: it must survive a change of the working directory
     assert (hits, warned) == (0, [])
     assert misses > 0
-    assert {path.relative_to(tmp_path).parts[:2] for path in tmp_path.rglob("*.nbi")} == {("kept", f"kernels-{_jit.fingerprint()}")}
+    assert {path.relative_to(tmp_path).parts[:2] for path in tmp_path.rglob("*.nbi")} == {("kept", f"kernels-{_cache.fingerprint()}")}
     again, missed, warned = run(tmp_path, "kept")
     assert again > 0
     assert (missed, warned) == (0, [])
@@ -59,12 +59,12 @@ def test_a_place_that_cannot_be_written_is_one_warning(tmp_path: Path) -> None:
 
 def prepared(monkeypatch: pytest.MonkeyPatch, folder: Path) -> Path | None:
     monkeypatch.setenv("FP8NP_CACHE", str(folder))
-    return _jit._prepared_directory.__wrapped__()
+    return _cache.kept_in.__wrapped__()
 
 
 def test_a_directory_of_our_own_is_taken(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     directory = prepared(monkeypatch, tmp_path / "new")
-    assert directory == tmp_path / "new" / f"kernels-{_jit.fingerprint()}"
+    assert directory == tmp_path / "new" / f"kernels-{_cache.fingerprint()}"
     assert directory.stat().st_mode & 0o777 == 0o700
     (tmp_path / "new").chmod(0o1777)  # sticky, as /tmp is
     assert prepared(monkeypatch, tmp_path / "new") == directory
@@ -97,23 +97,23 @@ def test_a_directory_of_another_user_is_refused(monkeypatch: pytest.MonkeyPatch,
 
 
 def test_the_name_changes_with_everything_that_changes_machine_code(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    (tmp_path / "_jit.py").write_text("first")
+    (tmp_path / "_cache.py").write_text("first")
     (tmp_path / "gemm.py").write_text("x = 1")
-    monkeypatch.setattr(_jit, "__file__", str(tmp_path / "_jit.py"))
-    names = [_jit.fingerprint()]
-    assert _jit.fingerprint() == names[0]
+    monkeypatch.setattr(_cache, "__file__", str(tmp_path / "_cache.py"))
+    names = [_cache.fingerprint()]
+    assert _cache.fingerprint() == names[0]
     (tmp_path / "gemm.py").write_text("x = 2")
-    names.append(_jit.fingerprint())
+    names.append(_cache.fingerprint())
     (tmp_path / "gemm.py").rename(tmp_path / "conv.py")
-    names.append(_jit.fingerprint())
+    names.append(_cache.fingerprint())
     monkeypatch.setenv("NUMBA_OPT", "1")
-    names.append(_jit.fingerprint())
-    monkeypatch.setattr(numba, "__version__", "0.0.0")
-    names.append(_jit.fingerprint())
+    names.append(_cache.fingerprint())
+    monkeypatch.setattr(_cache, "_numba_version", lambda: "0.0.0")
+    names.append(_cache.fingerprint())
     assert len(set(names)) == len(names)
 
 
 def test_other_libraries_keep_their_own_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(numba.config, "CACHE_DIR", str(tmp_path))
-    _jit.exact(lambda x: x)
+    assert _jit.exact(lambda x: x)(3) == 3
     assert str(tmp_path) == numba.config.CACHE_DIR

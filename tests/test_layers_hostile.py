@@ -73,6 +73,8 @@ FITTING: Mapping[str, tuple[tuple[tuple[Any, ...], ...], dict[str, Any]]] = {
     "conv_transpose2d": (((B, 3, 8, 8), (3, 4, 3, 3)), {}),
     "embedding": (((10, 4), (B, 3, INTEGERS)), {}),
     "embedding_bag": (((10, 4), (B, 3, INTEGERS)), {}),
+    "fused_conv2d": (((B, 3, 8, 8), (4, 3, 3, 3)), {}),
+    "fused_linear": (((B, 4), (3, 4)), {}),
     "group_norm": (((B, 4, 8),), {"num_groups": 2}),
     "gru": (((5, B, 4), (1, B, 3), (9, 4), (9, 3), (9,), (9,)), {}),
     "gru_cell": (((B, 4), (B, 3), (9, 4), (9, 3)), {}),

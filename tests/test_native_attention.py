@@ -13,7 +13,11 @@ from _native import EPS, check_threads, floats, run, sizes
 
 from fp8np.kernels import attention as module
 from fp8np.kernels._cpu import Cpu, describe
-from fp8np.kernels._jit import compiled
+from fp8np.kernels._float_blocks import OFFSETS, PARTS, begin, block, end, load_to, pack_columns, pack_rows, put_left
+from fp8np.kernels._jit import compiled, entry
+from fp8np.kernels._native import float_at, put_float, word
+from fp8np.kernels._program import Task
+from fp8np.kernels._vector import floats as vector
 from fp8np.kernels.attention import Heads, Mask, attention_task
 from fp8np.layers.attention import attention as define
 
@@ -33,17 +37,16 @@ SHAPES = [
 ]
 
 
-def split(x, heads):
-    """(B, T, H * E), as a linear layer leaves it -> (B, H, T, E), a view."""
-    return x.reshape(*x.shape[:2], heads, x.shape[2] // heads).transpose(0, 2, 1, 3)
-
-
-def operands(shape, seed=0, scale=1.0):
+def operands(shape, scale=1.0):
+    """q, k, v, amid NaN."""
     B, H, kv, L, S, E, EV = shape
-    q = split(floats(B, L, H * E, seed=seed, scale=scale), H)
-    k = split(floats(B, S, kv * E, seed=seed + 1, scale=scale), kv)
-    v = split(floats(B, S, kv * EV, seed=seed + 2), kv)
-    return q, k, v
+    made = []
+    for i, (rows, heads, width) in enumerate(((L, H, E), (S, kv, E), (S, kv, EV))):
+        around = np.full((B, rows + 3, heads, width + 2), np.nan, np.float32)
+        inside = around[:, 1 : rows + 1, :, 1 : width + 1]
+        inside[:] = floats(*inside.shape, seed=i, scale=scale if i < 2 else 1.0)
+        made.append(inside.transpose(0, 2, 1, 3))
+    return made
 
 
 def at(x):
@@ -74,8 +77,8 @@ def task(q, k, v, out, mask=None, scale=None, is_causal=False):
 
 
 def attend(q, k, v, mask=None, **attrs):
-    """(B, H, L, Ev), with the rows of all heads side by side in memory."""
-    out = split(np.full((q.shape[0], q.shape[2], q.shape[1] * v.shape[3]), np.nan, np.float32), q.shape[1])
+    """(B, H, L, Ev), with the rows of all heads side by side in memory, as the next linear layer reads them."""
+    out = np.full((q.shape[0], q.shape[2], q.shape[1], v.shape[3]), np.nan, np.float32).transpose(0, 2, 1, 3)
     run(task(q, k, v, out, mask, **attrs))
     return out
 
@@ -97,7 +100,7 @@ def defined(q, k, v, mask=None, scale=None, is_causal=False):
         factor = abs(1 / np.sqrt(q.shape[3]) if scale is None else scale)
         k_abs = np.repeat(np.abs(wide[1]), q.shape[1] // k.shape[1], axis=1)
         sums = (np.abs(wide[0]) * factor) @ k_abs.swapaxes(-1, -2)
-        added = np.zeros(1) if mask is None or mask.dtype == bool else np.where(mask > HIDDEN, np.abs(mask), 0)
+        added = np.zeros(1) if mask is None or mask.dtype.kind == "b" else np.where(mask > HIDDEN, np.abs(mask), 0)
         score = (EPS * ((q.shape[3] + 7) * sums + added)).max(-1, initial=0)[..., None]
         weighted = define(wide[0], wide[1], np.abs(wide[2]), mask, **attrs)
         bound = (2 * (2 * score + 91 * EPS) + 2 * EPS * (k.shape[2] + 10)) * weighted
@@ -159,7 +162,7 @@ def test_a_row_that_sees_nothing(dtype):
     mask[3] = mask[33] = False
     mask[34, :270] = False
     mask[34, 5] = not compiled()
-    if dtype != bool:
+    if dtype is not bool:
         mask = np.where(mask, 0, -np.inf).astype(np.float32)
     got = attend(q, k, v, mask)
     assert (got[0, 0, [3, 33]] == 0).all()
@@ -230,6 +233,44 @@ def test_writes_nothing_else():
     np.testing.assert_array_equal(out, attend(q, k, v))
     around[:, 2:23, :, 1:6] = 77
     assert (around == 77).all()
+
+
+@entry
+def product(args, unit, scratch):
+    # c (M, 32) = a (M, K) @ b (K, N) or, with `columns`, a @ b (N, K)^T, for up to 32 of each, by the functions of _float_blocks.
+    a, b, c = word(args, 0), word(args, 1), word(args, 2)
+    M, N, K, columns, parts = word(args, 3), word(args, 4), word(args, 5), word(args, 6), word(args, 7)
+    begin(scratch, parts)
+    left, right, sums, stage = scratch + 64, scratch + 16384, scratch + 32768, scratch + 40960
+    seen = vector(np.float32(0))
+    for r in range(M):
+        x, y = load_to(a + 4 * K * r, K), load_to(a + 4 * K * r + 64, K - 16)
+        seen = put_left(left + 256 * r, x, y, seen, parts)
+    if columns:
+        pack_columns(b, 4 * K, N, K, right, stage, parts)
+    else:
+        pack_rows(b, 4 * N, K, N, right, parts)
+    block(left, 256, word(args, 8), right, sums, 1, M, parts)
+    end(parts)
+    for r in range(M):
+        for n in range(32):
+            put_float(c + 4 * (32 * r + n), float_at(sums + (n // 16) * 1024 + (r // 16) * 2048 + (r % 16) * 64 + n % 16 * 4))
+
+
+@pytest.mark.parametrize("parts", [0, 1][: PARTS + 1])
+@pytest.mark.parametrize("columns", [0, 1])
+@pytest.mark.parametrize("shape", [(32, 32, 32), (7, 5, 3), (32, 17, 20), (16, 32, 1), (32, 32, 1)])
+def test_blocks(shape, columns, parts):
+    """What parts leave out, 2^-22, and their sum, 3 roundings; one more for each term."""
+    M, N, K = shape
+    a, c = floats(M, K), np.empty((M, 32), np.float32)
+    b = np.full((2, *((N, K) if columns else (K, N))), np.nan, np.float32)
+    b[0] = floats(*b.shape[1:], seed=1)
+    run(Task(product, (a, b, c, M, N, K, columns, parts, OFFSETS), 1, 1 << 16))
+    left, right = a.astype(np.float64), (b[0].T if columns else b[0]).astype(np.float64)
+    bound = (2.0**-22 * parts + (K + 3 * parts) * EPS) * (np.abs(left) @ np.abs(right))
+    assert (np.abs(c[:, :N] - left @ right) <= bound).all()
+    assert (c[:, N:] == 0).all()
 
 
 FEW = "test_scale or test_a_row or test_no_keys or test_not_finite or test_masks and 50 or test_shapes and shape5 or test_threads"

@@ -138,9 +138,9 @@ def test_group_norm(shape, groups, affine):
 
 @pytest.mark.parametrize("logarithm", [False, True])
 @pytest.mark.parametrize("shape", SHAPES)
-@pytest.mark.parametrize("scale", [1.0, 20.0])
-def test_softmax(shape, logarithm, scale):
-    x = floats(*shape, scale=scale)
+@pytest.mark.parametrize(("scale", "offset"), [(1.0, 0.0), (20.0, 0.0), (1.0, -500.0)])
+def test_softmax(shape, logarithm, scale, offset):
+    x = floats(*shape, scale=scale) + np.float32(offset)
     out = Guarded(*shape)
     run(softmax_task(x, out.array, shape, logarithm=logarithm))
     got = out.check()

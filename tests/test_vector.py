@@ -198,7 +198,9 @@ def test_memory(n):
         x = rng.integers(0, 256, 64).astype(np.uint8)
         got, expected = both(memory_of, x, n, OUT, lines=9)
         np.testing.assert_array_equal(got, expected)
-    for x, _, _ in vectors():
+    # Halfway between two bfloat16, and a bit beside.
+    ties = np.array([0x3F808000, 0x3F818000, 0x3F807FFF, 0x3F808001, 0xBF808000, 0x7F7F8000, 0x7F7F7FFF, 0x8000], np.uint32).repeat(2)
+    for x in (ties, *(x for x, _, _ in vectors())):
         np.testing.assert_array_equal(*both(memory_of, x, n, OUT, lines=9))
 
 

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import ctypes
 import enum
+import os
 import platform
 import sys
 from collections.abc import Mapping
@@ -23,12 +24,11 @@ from functools import lru_cache
 from types import MappingProxyType
 
 import llvmlite.binding
-import numba
 
 from fp8np._settings import forced_cpu
 from fp8np.errors import PolicyError
 
-__all__ = ["Cpu", "Machine", "cpu_has", "describe", "target"]
+__all__ = ["Cpu", "Machine", "cpu_has", "describe", "target", "uncompiled"]
 
 
 class Cpu(enum.IntEnum):
@@ -86,6 +86,11 @@ class Machine:
     name: str
 
 
+def uncompiled() -> bool:
+    """Whether ``NUMBA_DISABLE_JIT=1`` asks for kernels as plain Python; Numba, which this is an option of, is not imported to ask."""
+    return os.environ.get("NUMBA_DISABLE_JIT", "").strip() not in ("", "0")
+
+
 @lru_cache(maxsize=1)
 def describe() -> Machine:
     """What kernels may use here.
@@ -110,12 +115,12 @@ def describe() -> Machine:
             best = cpu
         else:
             reason = "the CPU has everything that kernels ask for"
-    if numba.config.DISABLE_JIT:
+    if uncompiled():
         best, reason = Cpu.ANY, "NUMBA_DISABLE_JIT: kernels run uncompiled"
     forced = forced_cpu()
     if forced is not None:
         wanted = _tier(forced)
-        if wanted > best and not numba.config.DISABLE_JIT:
+        if wanted > best and not uncompiled():
             raise PolicyError(f"FP8NP_CPU={forced}: this machine has no more than {best.tier} ({reason})")
         if wanted < best:
             best, reason = wanted, f"FP8NP_CPU={forced}"
@@ -134,7 +139,7 @@ def _tiles_granted() -> bool:
     if not sys.platform.startswith("linux"):
         return False
     try:
-        return ctypes.CDLL(None, use_errno=True).syscall(158, 0x1023, 18) == 0
+        return bool(ctypes.CDLL(None, use_errno=True).syscall(158, 0x1023, 18) == 0)
     except (AttributeError, OSError):
         return False
 
@@ -147,6 +152,6 @@ def cpu_has(feature: Cpu) -> bool:
 def target() -> tuple[str, str] | None:
     """The CPU name and features to compile for where FP8NP_CPU forces a tier below what the machine has; otherwise None."""
     machine = describe()
-    if forced_cpu() is None or numba.config.DISABLE_JIT or machine.reason != f"FP8NP_CPU={forced_cpu()}":
+    if forced_cpu() is None or uncompiled() or machine.reason != f"FP8NP_CPU={forced_cpu()}":
         return None
     return _TARGETS[machine.cpu] if platform.machine().lower() in ("x86_64", "amd64") else None

@@ -6,9 +6,8 @@ from collections.abc import Callable
 from typing import Any
 
 from llvmlite import ir
-from numba.core import cgutils
 
-__all__ = ["I8", "I32", "I64", "at", "call", "load", "loop", "plus", "store", "times"]
+__all__ = ["I8", "I32", "I64", "at", "call", "clear", "load", "loop", "plus", "store", "times"]
 
 I8, I32, I64 = ir.IntType(8), ir.IntType(32), ir.IntType(64)
 
@@ -19,8 +18,10 @@ def at(builder: Any, address: Any, kind: Any = I8) -> Any:
 
 
 def call(builder: Any, name: str, result: Any, *args: Any) -> Any:
-    """Calls an LLVM intrinsic."""
-    function = cgutils.get_or_insert_function(builder.module, ir.FunctionType(result, [a.type for a in args]), name)
+    """Calls an LLVM intrinsic, or a function of the C library."""
+    function = builder.module.globals.get(name)
+    if function is None:
+        function = ir.Function(builder.module, ir.FunctionType(result, [a.type for a in args]), name)
     return builder.call(function, args)
 
 
@@ -46,6 +47,12 @@ def plus(builder: Any, address: Any, *offsets: Any) -> Any:
 def times(builder: Any, value: Any, factor: int) -> Any:
     """A value times a number."""
     return builder.mul(value, ir.Constant(I64, factor))
+
+
+def clear(builder: Any, address: Any, count: Any) -> None:
+    """Sets bytes to zero."""
+    fill = builder.module.declare_intrinsic("llvm.memset", (I8.as_pointer(), count.type))
+    builder.call(fill, [at(builder, address), ir.Constant(I8, 0), count, ir.Constant(ir.IntType(1), 0)])
 
 
 def loop(builder: Any, count: Any, carried: list[Any], body: Callable[[Any, list[Any]], list[Any]]) -> list[Any]:

@@ -14,10 +14,9 @@ from typing import Any
 
 import numpy as np
 from llvmlite import ir
-from numba.core import types
 
 from fp8np.kernels._emit import I32, I64, at, call, load, loop, plus, store, times
-from fp8np.kernels._jit import intrinsic
+from fp8np.kernels._jit import intrinsic, types
 from fp8np.kernels._vector import memory
 
 __all__ = ["fma_1x32", "fma_2x16", "fma_4x16", "fma_8x32"]

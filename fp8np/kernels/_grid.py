@@ -30,7 +30,7 @@ from fp8np.kernels._program import float_word
 from fp8np.kernels._vector import as_float, as_int, floats, ints, minimum, select_int, store
 from fp8np.kernels._x86 import store_brain
 
-__all__ = ["PARTS", "ROUND_WORDS", "Image", "matrix", "on_grid", "round_words", "rounding_of", "store_widened", "takes"]
+__all__ = ["PARTS", "ROUND_WORDS", "Image", "holds", "matrix", "on_grid", "round_words", "rounding_of", "store_widened", "takes"]
 
 
 @dataclass(frozen=True)
@@ -119,14 +119,16 @@ def matrix(rows: int, k: int, parts: int = 1) -> Image:
     return Image(1, 1, rows, k, parts=parts)
 
 
-def takes(*formats: FloatFormat) -> bool:
-    """Whether products of these formats are the engine's: 8 bits with a sign and a negative zero, and values of such magnitudes that
-    neither they nor their products leave the normal numbers of bfloat16 and float32, whose smaller ones matrix units take for zero.
+def holds(fmt: FloatFormat) -> bool:
+    """Whether values of a format are multiplied as they are: 8 bits with a sign, and magnitudes such that neither they nor their products
+    leave the normal numbers of bfloat16 and float32, whose smaller ones matrix units take for zero.
     """
-    return all(
-        f.signed and f.bits == 8 and f.has_negative_zero and f.mantissa_bits <= 7 and f.quantum_exponent >= -63 and f.max < 2.0**63
-        for f in formats
-    )
+    return fmt.signed and fmt.bits == 8 and fmt.mantissa_bits <= 7 and fmt.quantum_exponent >= -63 and fmt.max < 2.0**63
+
+
+def takes(*formats: FloatFormat) -> bool:
+    """Whether codes of these formats are widened: those of values that it holds, one of which is a negative zero."""
+    return all(holds(f) and f.has_negative_zero for f in formats)
 
 
 # -- rounding to a format ---------------------------------------------------------------------------------------------

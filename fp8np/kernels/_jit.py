@@ -1,4 +1,4 @@
-"""The one JIT policy: the only importer of `numba.njit`, the compile options, and where compiled code is kept.
+"""The one JIT policy: how kernels are compiled, when, and where machine code is kept.
 
 Decorators of functions over arrays and numbers:
 
@@ -12,163 +12,169 @@ Of native code, which computes on addresses (see `fp8np.kernels._program`):
 - `entry`: what a program calls, through its address.
 - `intrinsic`: LLVM instructions that Python has no word for, with a twin in Python that is its definition.
 
-Numba's own cache key sees neither the callees in other files, nor the options, nor globals (Numba issues 1833, 6845). So the
-cache directory is named by a fingerprint of everything that can change the machine code: any edit starts a new directory.
+Nothing here imports Numba, which takes longer than a small model: `fp8np.kernels._compile` does, when something has to be compiled.
+Entries that were compiled before are read from the cache and linked.
 """
 
 from __future__ import annotations
 
 import contextlib
-import hashlib
-import inspect
-import os
-import stat
-import sys
+import ctypes
+import functools
 import threading
 import warnings
-from collections.abc import Callable, Iterator
-from functools import lru_cache
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, ClassVar, TypeVar, cast
 
-import llvmlite
-import llvmlite.binding
-import numba
-import numba.extending
 import numpy as np
 
-from fp8np._settings import cache_dir
-from fp8np.kernels._cpu import describe, target
+from fp8np.kernels import _objects
+from fp8np.kernels._cache import kept_in
+from fp8np.kernels._cpu import uncompiled
 
-__all__ = ["Entry", "compiled", "entry", "exact", "fingerprint", "fused", "intrinsic", "native", "wide_vectors"]
+__all__ = [
+    "Compiled",
+    "Entry",
+    "Intrinsic",
+    "Step",
+    "compiled",
+    "entry",
+    "exact",
+    "fused",
+    "intrinsic",
+    "native",
+    "prepare",
+    "tell",
+    "types",
+    "watching",
+    "wide_vectors",
+]
 
 _F = TypeVar("_F", bound=Callable[..., Any])
 
-# error_model="numpy": a division by zero gives inf instead of a check that raises, which would block vectorisation.
-# nogil: kernels own no shared state, so threads of fp8np's own pool run them side by side.
-_OPTIONS: dict[str, Any] = {"nogil": True, "error_model": "numpy"}
-
-
-# FP8NP_CPU stands for another CPU, so everything is compiled for that one. Otherwise Numba's choice is not touched.
-if (_target := target()) is not None:
-    numba.config.CPU_NAME, numba.config.CPU_FEATURES = _target
-
-
-def exact(function: _F) -> _F:
-    """Compiles `function` on first call, with IEEE semantics throughout."""
-    return _compile(function, fastmath=False)
-
-
-def fused(function: _F) -> _F:
-    """Compiles `function` on first call; multiply-adds may be fused. NaN, infinities and signed zeros keep their meaning."""
-    return _compile(function, fastmath={"contract"})
-
-
-native = fused
+types = SimpleNamespace(void="void", int64="int64", float32="float32")
+"""What intrinsics take and give, beside the vectors of `fp8np.kernels._vector`: names of Numba's types."""
 
 
 def compiled() -> bool:
     """Whether kernels are compiled: not under ``NUMBA_DISABLE_JIT=1``, where they run as the plain Python that they are."""
-    return not numba.config.DISABLE_JIT
+    return not uncompiled()
 
 
-class Entry:
-    """A function of three integers (address of its words, number of the unit, address of scratch memory) that a program calls.
+# -- functions --------------------------------------------------------------------------------------------------------
 
-    Compiled when its address is first asked for. Uncompiled, the address is a number that stands for the function.
+# Held while a function becomes Numba's: two threads would make two of it, and compile both.
+_resolving = threading.RLock()
+
+
+class Compiled:
+    """A function that is compiled when it is first called, from Python or by a function that is compiled.
+
+    Attributes:
+        py_func: as it was written.
     """
 
-    _BY_ADDRESS: ClassVar[dict[int, Callable[..., None]]] = {}
-
-    def __init__(self, function: Callable[[int, int, int], None]) -> None:
-        self.function = function
-        self.name = f"{function.__module__.removeprefix('fp8np.kernels.')}.{function.__name__}"
+    def __init__(self, function: Callable[..., Any], fastmath: bool | set[str], part: bool = False) -> None:
+        functools.update_wrapper(self, function)
+        self.py_func = function
+        self._fastmath = fastmath
+        self._part = part
         self._made: Any = None
-        self._lock = threading.Lock()
 
     @property
-    def address(self) -> int:
-        """Where a program finds it."""
-        with self._lock:
-            if self._made is None:
-                self._made = self._make()
-        return int(self._made.address) if compiled() else cast(int, self._made)
+    def dispatcher(self) -> Any:
+        """Numba's form of it."""
+        if self._made is None:
+            with _resolving:
+                if self._made is None:
+                    self._made = self._make()
+        return self._made
 
     def _make(self) -> Any:
-        if not compiled():
-            address = len(self._BY_ADDRESS) + 1
-            self._BY_ADDRESS[address] = self.function
-            return address
-        i64 = numba.types.int64
-        with compiling(self.name), _cache_directory() as cache:
-            return numba.cfunc(numba.types.void(i64, i64, i64), cache=cache, fastmath={"contract"}, error_model="numpy")(self.function)
+        from fp8np.kernels import _compile
 
-    @classmethod
-    def call(cls, address: int, words: int, unit: int, scratch: int) -> None:
-        """Calls the function that an uncompiled entry's address stands for."""
-        cls._BY_ADDRESS[address](words, unit, scratch)
+        if self._part:
+            return _compile.part(self.py_func)
+        return _compile.dispatcher(self.py_func, self._fastmath)
 
+    def __call__(self, *arguments: Any) -> Any:
+        return self.dispatcher(*arguments)
 
-def entry(function: Callable[[int, int, int], None]) -> Entry:
-    """Makes a function an `Entry`; multiply-adds in it may be fused."""
-    return Entry(function)
+    @property
+    def signatures(self) -> list[Any]:
+        """The types for which it was compiled."""
+        return [] if self._made is None else self._made.signatures
 
+    @property
+    def _numba_type_(self) -> Any:
+        # Numba asks any object for its type by this name.
+        if not self._part:
+            return self.dispatcher._numba_type_
+        from fp8np.kernels import _compile
 
-_watchers: list[Callable[[str, bool], None]] = []
-
-
-@contextlib.contextmanager
-def compiling(name: str) -> Iterator[None]:
-    """Tells whoever watches that a function is being compiled, or read from the cache."""
-    for watch in _watchers:
-        watch(name, False)
-    try:
-        yield
-    finally:
-        for watch in _watchers:
-            watch(name, True)
+        return _compile.part_type(self.dispatcher)
 
 
-@contextlib.contextmanager
-def watching(watch: Callable[[str, bool], None]) -> Iterator[None]:
-    """Calls ``watch(name, done)`` before and after each function that is compiled meanwhile."""
-    _watchers.append(watch)
-    try:
-        yield
-    finally:
-        _watchers.remove(watch)
+def exact(function: _F) -> _F:
+    """Compiles `function` on first call, with IEEE semantics throughout."""
+    return cast(_F, Compiled(function, False)) if compiled() else function
 
 
-def intrinsic(twin: Callable[..., Any], result: Any, *parameters: Any) -> Callable[[Callable[..., Any]], Any]:
-    """Makes ``emit(builder, *values)``, which writes LLVM instructions, a function of the given Numba types.
+def fused(function: _F) -> _F:
+    """Compiles `function` on first call; multiply-adds may be fused. NaN, infinities and signed zeros keep their meaning."""
+    return cast(_F, Compiled(function, {"contract"})) if compiled() else function
+
+
+def native(function: _F) -> _F:
+    """Makes a function a part of the entries that call it; multiply-adds may be fused. Nothing else can call it."""
+    return cast(_F, Compiled(function, {"contract"}, part=True)) if compiled() else function
+
+
+class Intrinsic:
+    """LLVM instructions as a function of compiled code.
+
+    Attributes:
+        emit: ``emit(builder, *values)`` writes them.
+        twin: the same in Python.
+        result, parameters: names of types.
+    """
+
+    def __init__(self, emit: Callable[..., Any], twin: Callable[..., Any], result: str, parameters: tuple[str, ...]) -> None:
+        functools.update_wrapper(self, emit)
+        self.emit = emit
+        self.twin = twin
+        self.result = result
+        self.parameters = parameters
+        self._type: Any = None
+
+    def __call__(self, *arguments: Any) -> Any:
+        return self.twin(*arguments)
+
+    @property
+    def _numba_type_(self) -> Any:
+        if self._type is None:
+            with _resolving:
+                if self._type is None:
+                    from fp8np.kernels import _compile
+
+                    self._type = _compile.intrinsic_type(self)
+        return self._type
+
+
+def intrinsic(twin: Callable[..., Any], result: str, *parameters: str) -> Callable[[Callable[..., Any]], Any]:
+    """Makes ``emit(builder, *values)``, which writes LLVM instructions, a function of the given types.
 
     Args:
         twin: the same in Python: what runs uncompiled. Kept as the attribute ``twin``.
-        result, parameters: Numba types.
+        result: one of `types`, or a vector's.
+        *parameters: such, too.
     """
 
     def decorate(emit: Callable[..., Any]) -> Any:
-        if not compiled():
-            return twin
-
-        def typed(typing: Any, *arguments: Any) -> Any:
-            def generate(context: Any, builder: Any, signature: Any, values: Any) -> Any:
-                made = emit(builder, *values)
-                return context.get_dummy_value() if made is None else made
-
-            return result(*parameters), generate
-
-        # Numba counts the parameters of what it is given.
-        names = [f"a{i}" for i in range(len(parameters))]
-        typed.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
-            [inspect.Parameter(name, inspect.Parameter.POSITIONAL_OR_KEYWORD) for name in ("typing", *names)]
-        )
-        typed.__name__ = typed.__qualname__ = emit.__name__
-        typed.__doc__ = emit.__doc__
-        typed.__module__ = emit.__module__
-        made = numba.extending.intrinsic(typed)
-        made.twin = twin
-        return made
+        return Intrinsic(emit, twin, result, parameters) if compiled() else twin
 
     return decorate
 
@@ -181,104 +187,161 @@ def wide_vectors() -> None:
     """
 
 
-@numba.extending.intrinsic
-def _prefer_512_bits(typing: Any) -> Any:
-    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        # llvmlite knows no attributes with a value; its set of attributes prints what is in it.
-        set.add(builder.function.attributes, '"prefer-vector-width"="512"')
-        return context.get_dummy_value()
-
-    return numba.types.void(), generate
+_PACKAGE = "fp8np.kernels."
 
 
-# Inlined, because the attribute is that of the function which the intrinsic stands in.
-@numba.extending.overload(wide_vectors, inline="always")
-def _wide_vectors() -> Any:
-    # mypy sees the parameter that Numba fills in.
-    return lambda: _prefer_512_bits()  # type: ignore[call-arg]
+def _name(function: Callable[..., Any]) -> str:
+    return f"{function.__module__.removeprefix(_PACKAGE)}.{function.__name__}"
 
 
-def _compile(function: _F, fastmath: bool | set[str]) -> _F:
-    with _cache_directory() as cache:
-        try:
-            return cast(_F, numba.njit(function, cache=cache, fastmath=fastmath, **_OPTIONS))
-        except RuntimeError:
-            # Numba finds no file to stamp the cache with (a package imported from a zip): go on without.
-            return cast(_F, numba.njit(function, fastmath=fastmath, **_OPTIONS))
+# -- entries ----------------------------------------------------------------------------------------------------------
+
+
+class Entry:
+    """A function of integers that a program calls, or that is called from Python while other threads run.
+
+    A program calls those of three: address of its words, number of the unit, address of scratch memory. It is compiled, or read from
+    the cache, when its address is first asked for. Uncompiled, the address is a number that stands for the function.
+
+    Attributes:
+        function: as it was written.
+        name: its module and its name.
+    """
+
+    _BY_ADDRESS: ClassVar[dict[int, Callable[..., None]]] = {}
+
+    def __init__(self, function: Callable[..., None]) -> None:
+        self.function = function
+        self.name = _name(function)
+        self._address: int | None = None
+        self._call: Callable[..., None] | None = None
+        self._lock = threading.RLock()
+
+    def __repr__(self) -> str:
+        return f"Entry({self.name})"
+
+    @property
+    def address(self) -> int:
+        """Where a program finds it."""
+        if self._address is None:
+            prepare([self])
+        return cast(int, self._address)
+
+    def __call__(self, *integers: int) -> None:
+        if self._call is None:
+            if compiled():
+                self._call = ctypes.CFUNCTYPE(None, *[ctypes.c_int64] * len(integers))(self.address)
+            else:
+                self._call = self.function
+        self._call(*integers)
+
+    @classmethod
+    def call(cls, address: int, words: int, unit: int, scratch: int) -> None:
+        """Calls the function that an uncompiled entry's address stands for."""
+        # As compiled code: infinities and NaN are data.
+        with np.errstate(all="ignore"):
+            cls._BY_ADDRESS[address](words, unit, scratch)
+
+    @property
+    def _symbol(self) -> str:
+        # Elsewhere, in tests, functions of one name may be many.
+        return f"fp8np.{self.name}" if self.ours else f"fp8np.{self.name}.{id(self)}"
+
+    @property
+    def ours(self) -> bool:
+        """Whether it is one of this package, and not of a test."""
+        return self.function.__module__.startswith(_PACKAGE)
+
+    @property
+    def _file(self) -> Path | None:
+        # The fingerprint is that of this package.
+        directory = kept_in() if self.ours else None
+        return None if directory is None else directory / f"{self.name}.o"
+
+    def known(self) -> bool:
+        """Whether nothing has to be compiled: its code is here, or in the cache, from where it is read."""
+        with self._lock:
+            if self._address is None and not compiled():
+                self._address = len(self._BY_ADDRESS) + 1
+                self._BY_ADDRESS[self._address] = self.function
+            if self._address is None and (file := self._file) is not None and (code := _objects.read(file)) is not None:
+                self._address = _objects.link(code, self._symbol)
+            return self._address is not None
+
+    def make(self) -> None:
+        """Compiles it, unless that has been done meanwhile, and keeps the code."""
+        with self._lock:
+            if self._address is not None:
+                return
+            from fp8np.kernels import _compile
+
+            code = _compile.object_code(self.function, self._symbol)
+            self._address = _objects.link(code, self._symbol)
+            if (file := self._file) is not None:
+                try:
+                    _objects.write(file, code)
+                except OSError as error:
+                    warnings.warn(f"fp8np: {file} was not written: {error.strerror or error}", RuntimeWarning, stacklevel=2)
+
+
+def entry(function: Callable[..., None]) -> Entry:
+    """Makes a function an `Entry`; multiply-adds in it may be fused."""
+    return Entry(function)
+
+
+def prepare(entries: Iterable[Entry]) -> int:
+    """Compiles those entries that are not known, and tells who watches. How many these were."""
+    missing = [e for e in dict.fromkeys(entries) if not e.known()]
+    for number, one in enumerate(missing, 1):
+        with _telling(Step(one.name, number, len(missing))):
+            one.make()
+    return len(missing)
+
+
+# -- who watches ------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Step:
+    """Something that is compiled: the `number` th of `count`; both 0 where what else there will be is not known."""
+
+    name: str
+    number: int = 0
+    count: int = 0
+
+
+Watch = Callable[[Step, bool], None]
+_watchers: list[Watch] = []
+_inside = threading.local()
 
 
 @contextlib.contextmanager
-def _cache_directory() -> Iterator[bool]:
-    # Numba reads CACHE_DIR only while it decorates; setting it for longer would move the caches of other libraries.
-    directory = _prepared_directory()
-    if directory is None:
-        yield False
-        return
-    config: Any = numba.config
-    before = config.CACHE_DIR
-    config.CACHE_DIR = str(directory)
+def watching(watch: Watch) -> Iterator[None]:
+    """Calls ``watch(step, done)`` before and after everything that is compiled meanwhile, not what is read from the cache."""
+    _watchers.append(watch)
     try:
-        yield True
+        yield
     finally:
-        config.CACHE_DIR = before
+        _watchers.remove(watch)
 
 
-@lru_cache(maxsize=1)
-def _prepared_directory() -> Path | None:
-    base = cache_dir()
-    if base is None:
-        return None
-    # Numba looks into it again at each first call, and the working directory may have changed by then.
-    directory = base.absolute() / f"kernels-{fingerprint()}"
+def _tell(step: Step, done: bool) -> None:
+    for watch in tuple(_watchers):
+        watch(step, done)
+
+
+@contextlib.contextmanager
+def _telling(step: Step) -> Iterator[None]:
+    _tell(step, False)
+    _inside.entry = True
     try:
-        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-        problem = _problem(directory)
-    except OSError as error:
-        problem = str(error)
-    if problem:
-        warnings.warn(
-            f"fp8np: compiled kernels cannot be kept in {directory} ({problem}); each process compiles them anew. "
-            "Set FP8NP_CACHE to a writable directory, or to 'off' to silence this.",
-            RuntimeWarning,
-            stacklevel=2,
-        )
-        return None
-    return directory
+        yield
+    finally:
+        _inside.entry = False
+        _tell(step, True)
 
 
-def _problem(directory: Path) -> str | None:
-    # The cache is unpickled when it is read: in a directory that others may write, or may exchange for another, it would be a
-    # way to run their code. (In a sticky directory such as /tmp nobody renames what belongs to others.)
-    if not os.access(directory, os.W_OK | os.X_OK):
-        return "not writable"
-    if hasattr(os, "getuid"):
-        info = directory.stat()
-        if info.st_uid != os.getuid():
-            return "owned by another user"
-        if info.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
-            return "writable by other users"
-        for parent in directory.resolve().parents:
-            mode = parent.stat().st_mode
-            if mode & stat.S_IWOTH and not mode & stat.S_ISVTX:
-                return f"{parent} is writable by other users"
-    return None
-
-
-def fingerprint() -> str:
-    """Of everything that can change the machine code: versions, the CPU, and the sources of all kernels."""
-    digest = hashlib.sha256()
-    facts = [
-        sys.version,
-        numba.__version__,
-        llvmlite.__version__,
-        np.__version__,
-        llvmlite.binding.get_process_triple(),
-        llvmlite.binding.get_host_cpu_name(),
-        llvmlite.binding.get_host_cpu_features().flatten(),
-        describe().tier,
-        *(f"{name}={value}" for name, value in sorted(os.environ.items()) if name.startswith("NUMBA_")),
-    ]
-    for path in sorted(Path(__file__).parent.glob("*.py")):
-        facts += [path.name, path.read_text(encoding="utf-8")]
-    digest.update("\0".join(facts).encode())
-    return digest.hexdigest()[:20]
+def tell(function: Callable[..., Any], done: bool) -> None:
+    """Says that Numba compiles a function over arrays; the parts of an entry count as one with it."""
+    if not getattr(_inside, "entry", False):
+        _tell(Step(_name(function)), done)

@@ -7,10 +7,9 @@ from typing import Any
 
 import numpy as np
 from llvmlite import ir
-from numba.core import types
 
 from fp8np.kernels._emit import I8, I32, I64, call, load, plus, store, times
-from fp8np.kernels._jit import intrinsic
+from fp8np.kernels._jit import intrinsic, types
 from fp8np.kernels._vector import F32, LANES, MASK, memory
 from fp8np.kernels._vector import I32 as INTS
 

@@ -10,9 +10,9 @@ from typing import Any
 
 import numpy as np
 from llvmlite import ir
-from numba.core import cgutils, types
 
-from fp8np.kernels._jit import Entry, intrinsic
+from fp8np.kernels import _emit
+from fp8np.kernels._jit import Entry, intrinsic, types
 from fp8np.kernels._vector import memory
 
 __all__ = [
@@ -93,7 +93,7 @@ def _clear(address: int, count: int) -> None:
 @intrinsic(_clear, types.void, types.int64, types.int64)
 def clear(builder: Any, address: Any, count: Any) -> Any:
     """Sets bytes to zero."""
-    cgutils.memset(builder, _at(builder, address, _I8), count, 0)
+    _emit.clear(builder, address, count)
 
 
 # -- between threads --------------------------------------------------------------------------------------------------
@@ -125,7 +125,7 @@ _PAUSE = {"x86_64": "llvm.x86.sse2.pause", "AMD64": "llvm.x86.sse2.pause"}.get(p
 def pause(builder: Any) -> Any:
     """Tells the CPU that this thread waits for another."""
     if _PAUSE is not None:
-        builder.call(cgutils.get_or_insert_function(builder.module, ir.FunctionType(ir.VoidType(), []), _PAUSE), [])
+        _emit.call(builder, _PAUSE, ir.VoidType())
 
 
 @intrinsic(Entry.call, types.void, types.int64, types.int64, types.int64, types.int64)

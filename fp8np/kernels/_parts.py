@@ -14,10 +14,9 @@ from typing import Any
 
 import numpy as np
 from llvmlite import ir
-from numba.core import types
 
 from fp8np.kernels._emit import I8, I32, I64, at, call, load, loop, plus, store, times
-from fp8np.kernels._jit import intrinsic
+from fp8np.kernels._jit import intrinsic, types
 from fp8np.kernels._vector import F32, memory
 
 __all__ = ["LEFT_STEP", "PARTS", "RIGHT_STEP", "high_halves", "parts_block_1", "parts_block_2", "transpose_16"]

@@ -8,11 +8,10 @@ from typing import Any
 
 import numpy as np
 from llvmlite import ir
-from numba.core import types
 
 from fp8np.kernels._cpu import Cpu, cpu_has
 from fp8np.kernels._emit import I8, I64, call, loop, store
-from fp8np.kernels._jit import entry, intrinsic
+from fp8np.kernels._jit import entry, intrinsic, types
 from fp8np.kernels._native import word
 from fp8np.kernels._program import Program, Task, aligned
 from fp8np.kernels._vector import memory

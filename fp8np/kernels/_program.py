@@ -17,6 +17,7 @@ from __future__ import annotations
 import ctypes
 import math
 import sys
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -25,11 +26,24 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from fp8np.kernels._jit import Entry, exact
+from fp8np.kernels._jit import Entry, entry, prepare
 from fp8np.kernels._native import call, call_plain, fetch_and_add, pause, shared_word, word
 from fp8np.kernels._threads import Offer, get_num_threads, offer
 
-__all__ = ["ALIGNMENT", "Arena", "External", "Program", "Task", "Word", "aligned", "aligned_array", "aligned_copy", "float_word", "run_tasks"]
+__all__ = [
+    "ALIGNMENT",
+    "Arena",
+    "Arenas",
+    "External",
+    "Program",
+    "Task",
+    "Word",
+    "aligned",
+    "aligned_array",
+    "aligned_copy",
+    "float_word",
+    "run_tasks",
+]
 
 ALIGNMENT = 64
 """Buffers start on a cache line: vectors that cross one cost up to four times (AMX), 1.4 times (AVX-512)."""
@@ -85,7 +99,7 @@ class Task:
     scratch: int = 0
 
 
-@exact
+@entry
 def _work(steps: int, count: int, counters: int, scratch: int, rest: int, left: int) -> None:
     # steps: address of int64 (count, 4); counters: address of int64 (count, 16), zero: claimed, and a line further done.
     # rest: address of a C function that lets other threads run, or 0; left: address of the counter of threads that are through.
@@ -114,7 +128,7 @@ def _work(steps: int, count: int, counters: int, scratch: int, rest: int, left: 
     fetch_and_add(left, 1)
 
 
-@exact
+@entry
 def _wait(counter: int, value: int, rest: int) -> None:
     # Until the int64 at `counter` is `value`.
     spins = 0
@@ -130,7 +144,10 @@ def _wait(counter: int, value: int, rest: int) -> None:
 def _rest() -> int:
     """The address of the operating system's function that lets other threads run; 0 where there is none."""
     try:
-        function: Any = ctypes.windll.kernel32.SwitchToThread if sys.platform == "win32" else ctypes.CDLL(None).sched_yield
+        if sys.platform == "win32":
+            function: Any = ctypes.windll.kernel32.SwitchToThread
+        else:
+            function = ctypes.CDLL(None).sched_yield
     except (AttributeError, OSError):
         return 0
     return ctypes.cast(function, ctypes.c_void_p).value or 0
@@ -146,7 +163,8 @@ def aligned(size: int) -> npt.NDArray[np.uint8]:
 def aligned_array(shape: tuple[int, ...], dtype: Any = np.float32) -> npt.NDArray[Any]:
     """An uninitialised array that starts on a cache line: NumPy's do not, and every vector written to them crosses two."""
     size = math.prod(shape) * np.dtype(dtype).itemsize
-    return aligned(size)[:size].view(dtype).reshape(shape)
+    array: npt.NDArray[Any] = aligned(size)[:size].view(dtype).reshape(shape)
+    return array
 
 
 def aligned_copy(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
@@ -156,6 +174,35 @@ def aligned_copy(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
     return copy
 
 
+class Arenas:
+    """Memory that programs borrow, one after the other: the plans of a model for many sizes do not each keep their own."""
+
+    def __init__(self) -> None:
+        self._free: list[tuple[npt.NDArray[np.uint8], object]] = []
+        self._lock = threading.Lock()
+
+    def take(self, size: int, zeroed: int, owner: object) -> npt.NDArray[np.uint8]:
+        """At least `size` bytes from a cache line on; the first `zeroed` are zero, unless `owner` had them last."""
+        with self._lock:
+            fitting = [i for i, (memory, _) in enumerate(self._free) if len(memory) >= size + SLACK]
+            own = [i for i in fitting if self._free[i][1] is owner]
+            if fitting:
+                memory, last = self._free.pop((own or fitting)[0])
+            else:
+                # Instead of one that is too small, not beside it.
+                if self._free:
+                    self._free.pop()
+                memory, last = aligned(size), None
+        if last is not owner:
+            memory[:zeroed] = 0
+        return memory
+
+    def give(self, memory: npt.NDArray[np.uint8], owner: object) -> None:
+        """Returns memory; whoever takes it may count on what `owner` left zero only if it is the same."""
+        with self._lock:
+            self._free.append((memory, owner))
+
+
 class Program:
     """Tasks in order, with the memory that their results share. Any number of threads may run one at a time.
 
@@ -163,12 +210,14 @@ class Program:
         tasks: the steps.
         arena: bytes of memory that a run needs.
         zeroed: of these, from the start, how many must be zero when a memory is first used.
+        arenas: where the memory comes from; by default it is the program's own.
     """
 
-    def __init__(self, tasks: Sequence[Task], arena: int = 0, zeroed: int = 0) -> None:
+    def __init__(self, tasks: Sequence[Task], arena: int = 0, zeroed: int = 0, arenas: Arenas | None = None) -> None:
         self.tasks = tuple(tasks)
         self.arena = arena
         self._zeroed = zeroed
+        self._arenas = arenas or Arenas()
         self._scratch = -(-(max((t.scratch for t in tasks), default=0) + SLACK) // 4096) * 4096
         starts = np.cumsum([0, *(len(t.words) for t in tasks)])
         self._words = np.zeros(int(starts[-1]), np.int64)
@@ -191,20 +240,36 @@ class Program:
         self.externals = {n: (np.array([p for p, _ in ps]), np.array([o for _, o in ps])) for n, ps in external.items()}
         self._starts = starts[:-1] * 8
         self._steps = np.zeros((len(tasks), _STEP), np.int64)
-        self._steps[:, 0] = [t.entry.address for t in tasks]
         self._steps[:, 2] = [t.units for t in tasks]
         self._most = max((t.units for t in tasks), default=0)
         self._free: list[_Memory] = []
+        self._addressed = False
+
+    @property
+    def entries(self) -> tuple[Entry, ...]:
+        """All that is compiled code when it runs, each once."""
+        return tuple(dict.fromkeys((_work, _wait, *(t.entry for t in self.tasks))))
+
+    def _find(self) -> None:
+        # Not when it is made: what a model needs can be said without compiling anything.
+        prepare(self.entries)
+        self._steps[:, 0] = [t.entry.address for t in self.tasks]
+        self._addressed = True
 
     def memory(self) -> _Memory:
-        """A memory for one run at a time: to be given back by `release`."""
+        """A memory for one run at a time: to be given back by `release`. The first compiles what is not compiled yet."""
+        if not self._addressed:
+            self._find()
         try:
-            return self._free.pop()  # atomic
+            memory = self._free.pop()  # atomic
         except IndexError:
-            return _Memory(self)
+            memory = _Memory(self)
+        memory.move(self._arenas.take(self.arena, self._zeroed, self))
+        return memory
 
     def release(self, memory: _Memory) -> None:
         """Keeps a memory for the next run."""
+        self._arenas.give(memory.arena, self)
         self._free.append(memory)
 
 
@@ -213,15 +278,20 @@ class _Memory:
 
     def __init__(self, program: Program) -> None:
         self.program = program
-        self.arena = aligned(program.arena)
-        self.arena[: program._zeroed] = 0
+        self.arena = np.empty(0, np.uint8)
         self._words = program._words.copy()
-        self._words[program._relative] += self.arena.ctypes.data
         self._steps = program._steps.copy()
         self._steps[:, 1] = self._words.ctypes.data + program._starts
         self._counters = aligned(len(self._steps) * _LINE * 8 + 64)[: len(self._steps) * _LINE * 8 + 64].view(np.int64)
         self._scratch: list[Any] = []
         self._ends = (self._steps.ctypes.data, self._counters.ctypes.data, self._counters.ctypes.data + len(self._steps) * _LINE * 8)
+
+    def move(self, arena: npt.NDArray[np.uint8]) -> None:
+        """Works in `arena` from now on."""
+        if arena is not self.arena:
+            self.arena = arena
+            program = self.program
+            self._words[program._relative] = program._words[program._relative] + arena.ctypes.data
 
     def bind(self, name: str, address: int) -> None:
         """Says where an external array lies."""
@@ -234,7 +304,7 @@ class _Memory:
         count = (len(self._steps) if stop is None else stop) - first
         if count <= 0:
             return
-        threads = min(get_num_threads() if threads is None else threads, program._most)
+        threads = max(1, min(get_num_threads() if threads is None else threads, program._most))
         while len(self._scratch) < threads:
             self._scratch.append(aligned(program._scratch))
         self._counters[:] = 0

@@ -17,10 +17,9 @@ from typing import Any
 
 import numpy as np
 from llvmlite import ir
-from numba.core import cgutils, types
-from numba.extending import lower_builtin, models, register_model, type_callable
 
-from fp8np.kernels._jit import intrinsic
+from fp8np.kernels._emit import call as _call
+from fp8np.kernels._jit import intrinsic, types
 
 __all__ = [
     "LANES",
@@ -56,26 +55,11 @@ __all__ = [
 LANES = 16
 
 
-class Vector(types.Type):  # type: ignore[misc]
-    """Numba's type of a vector: sixteen of an element."""
-
-    def __init__(self, element: Any, name: str) -> None:
-        super().__init__(name)
-        self.element = element
-
-
-class _Model(models.PrimitiveModel):  # type: ignore[misc]
-    def __init__(self, manager: Any, vector: Vector) -> None:
-        super().__init__(manager, vector, ir.VectorType(vector.element, LANES))
-
-
-register_model(Vector)(_Model)
-
 _I32, _I64, _I8, _I16, _I1 = (ir.IntType(n) for n in (32, 64, 8, 16, 1))
 _F32 = ir.FloatType()
-F32 = Vector(_F32, "f32x16")
-I32 = Vector(_I32, "i32x16")
-MASK = Vector(_I1, "mask16")
+F32, I32, MASK = "f32x16", "i32x16", "mask16"
+"""Names of types, sixteen of an element."""
+ELEMENTS = {F32: _F32, I32: _I32, MASK: _I1}
 _VF, _VI = ir.VectorType(_F32, LANES), ir.VectorType(_I32, LANES)
 
 
@@ -90,35 +74,24 @@ def memory(address: int, count: int, dtype: Any) -> Any:
 # -- operators --------------------------------------------------------------------------------------------------------
 
 
-def _binary(op: Any, kinds: dict[Vector, Callable[..., Any]], result: Vector | None = None) -> None:
-    def typer(context: Any) -> Any:
-        return lambda x, y: (result or x) if x == y and x in kinds else None
-
-    type_callable(op)(typer)
-    for kind, emit in kinds.items():
-
-        def lower(context: Any, builder: Any, sig: Any, args: Any, emit: Any = emit) -> Any:
-            return emit(builder, *args)
-
-        lower_builtin(op, kind, kind)(lower)
-
-
-_binary(operator.add, {F32: lambda b, x, y: b.fadd(x, y), I32: lambda b, x, y: b.add(x, y)})
-_binary(operator.sub, {F32: lambda b, x, y: b.fsub(x, y), I32: lambda b, x, y: b.sub(x, y)})
-_binary(operator.mul, {F32: lambda b, x, y: b.fmul(x, y), I32: lambda b, x, y: b.mul(x, y)})
-_binary(operator.truediv, {F32: lambda b, x, y: b.fdiv(x, y)})
-_binary(operator.and_, {I32: lambda b, x, y: b.and_(x, y), MASK: lambda b, x, y: b.and_(x, y)})
-_binary(operator.or_, {I32: lambda b, x, y: b.or_(x, y), MASK: lambda b, x, y: b.or_(x, y)})
-_binary(operator.xor, {I32: lambda b, x, y: b.xor(x, y)})
-for _op, _sign in ((operator.lt, "<"), (operator.gt, ">"), (operator.eq, "==")):
-    _binary(
-        _op,
-        {
-            F32: lambda b, x, y, s=_sign: b.fcmp_ordered(s, x, y),
-            I32: lambda b, x, y, s=_sign: b.icmp_signed(s, x, y),
-        },
-        MASK,
-    )
+OPERATORS: list[tuple[Any, dict[str, Callable[..., Any]], str | None]] = [
+    (operator.add, {F32: lambda b, x, y: b.fadd(x, y), I32: lambda b, x, y: b.add(x, y)}, None),
+    (operator.sub, {F32: lambda b, x, y: b.fsub(x, y), I32: lambda b, x, y: b.sub(x, y)}, None),
+    (operator.mul, {F32: lambda b, x, y: b.fmul(x, y), I32: lambda b, x, y: b.mul(x, y)}, None),
+    (operator.truediv, {F32: lambda b, x, y: b.fdiv(x, y)}, None),
+    (operator.and_, {I32: lambda b, x, y: b.and_(x, y), MASK: lambda b, x, y: b.and_(x, y)}, None),
+    (operator.or_, {I32: lambda b, x, y: b.or_(x, y), MASK: lambda b, x, y: b.or_(x, y)}, None),
+    (operator.xor, {I32: lambda b, x, y: b.xor(x, y)}, None),
+    *(
+        (
+            comparison,
+            {F32: lambda b, x, y, s=sign: b.fcmp_ordered(s, x, y), I32: lambda b, x, y, s=sign: b.icmp_signed(s, x, y)},
+            MASK,
+        )
+        for comparison, sign in ((operator.lt, "<"), (operator.gt, ">"), (operator.eq, "=="))
+    ),
+]
+"""Operator; by the type of both sides, what writes its instructions; the type of the result, None for that of the sides."""
 
 
 # -- emission helpers -------------------------------------------------------------------------------------------------
@@ -126,11 +99,6 @@ for _op, _sign in ((operator.lt, "<"), (operator.gt, ">"), (operator.eq, "==")):
 
 def _pointer(builder: Any, address: Any, kind: Any) -> Any:
     return builder.inttoptr(address, kind.as_pointer())
-
-
-def _call(builder: Any, name: str, result: Any, *args: Any) -> Any:
-    function = cgutils.get_or_insert_function(builder.module, ir.FunctionType(result, [a.type for a in args]), name)
-    return builder.call(function, args)
 
 
 def _splat(builder: Any, value: Any) -> Any:

@@ -19,10 +19,9 @@ from typing import Any
 
 import numpy as np
 from llvmlite import ir
-from numba.core import cgutils, types
 
-from fp8np.kernels._emit import at, call, load, loop, plus, store, times
-from fp8np.kernels._jit import intrinsic
+from fp8np.kernels._emit import at, call, clear, load, loop, plus, store, times
+from fp8np.kernels._jit import intrinsic, types
 from fp8np.kernels._vector import F32, memory
 
 __all__ = [
@@ -57,7 +56,7 @@ TILE = 1024
 
 def configure(builder: Any, address: Any) -> None:
     """Emits the configuration of all eight tiles as 16 rows of 64 bytes; `address` is of 64 bytes that this writes and reads."""
-    cgutils.memset(builder, at(builder, address), ir.Constant(_I64, 64), 0)
+    clear(builder, address, ir.Constant(_I64, 64))
     builder.store(ir.Constant(_I8, 1), at(builder, address))  # palette 1
     for tile in range(8):
         builder.store(ir.Constant(_I16, 64), at(builder, plus(builder, address, 16 + 2 * tile), _I16))
@@ -261,7 +260,7 @@ def _widened_from(builder: Any, code: Any, halves: list[Any]) -> tuple[Any, Any]
     # Interleaved within lanes of 128 bits, which is one instruction each: 8 bytes of each lane go to the first half.
     first = [x for lane in range(0, 64, 16) for j in range(8) for x in (lane + j, 64 + lane + j)]
     second = [x + 8 for x in first]
-    return tuple(builder.shuffle_vector(low, high, ir.Constant(index, i)) for i in (first, second))  # type: ignore[return-value]
+    return tuple(builder.shuffle_vector(low, high, ir.Constant(index, i)) for i in (first, second))
 
 
 @intrinsic(_widen_twin, types.void, types.int64, types.int64, types.int64)

@@ -5,11 +5,8 @@ attributes by keyword.
 
 - `shape` sees `Spec`s (shape and element type; sizes may be symbolic) and returns one, or a tuple of them. It is where a
   wrong argument is found, so it raises `ShapeError` and `DTypeError`.
-- `define` is the meaning: NumPy arrays in, arrays out, in the precision of its arguments. Given float64 it is the law that
-  faster code is compared with; given float32 it is also how the op runs, unless `bind` offers better.
-- `bind` turns a `Call` into a function of the call's inputs. It may pick kernels through `select` and prepare weights. What
-  it returns gets FP8 inputs as `QTensor`s; None means: run as defined. `define` only ever sees arrays: its caller
-  dequantizes.
+- `define` is the meaning: NumPy arrays in, arrays out, in the precision of its arguments; its caller dequantizes. Given float64 it is
+  the law that faster code is compared with; given float32 it is also how the op runs, unless `fp8np.plan.lowerings` has better.
 """
 
 from __future__ import annotations
@@ -25,16 +22,9 @@ from typing import Any
 import fp8np.layers
 from fp8np.dims import Size
 from fp8np.errors import GraphError
-from fp8np.graph import Constant
 from fp8np.scheme import Granularity
 
-__all__ = ["OPS", "REQUIRED", "Call", "Foreign", "Op", "Select", "Spec", "Step", "is_fp8", "op", "ops"]
-
-Step = Callable[..., Any]
-"""Takes the arrays (or QTensors) of a node's inputs, None where left out; returns an array, or a tuple of them."""
-
-Select = Callable[..., Callable[..., None]]
-"""``select("gemm", x_format, w_format)`` gives the kernel to call. Layers receive it: they import no kernel."""
+__all__ = ["OPS", "REQUIRED", "Foreign", "Op", "Spec", "op", "ops"]
 
 
 @dataclass(frozen=True)
@@ -51,11 +41,6 @@ class Spec:
 
     def __str__(self) -> str:
         return f"{self.dtype}[{', '.join(map(str, self.shape))}]"
-
-
-def is_fp8(spec: Spec | None) -> bool:
-    """Whether an input is a quantized tensor."""
-    return spec is not None and spec.dtype.startswith("float8_")
 
 
 REQUIRED: Any = type("Required", (), {"__repr__": lambda self: "REQUIRED"})()
@@ -82,23 +67,6 @@ class Foreign:
 
 
 @dataclass(frozen=True)
-class Call:
-    """One application of an op when a plan is made: every shape is known.
-
-    Attributes:
-        specs: concrete shape and type of each input, None where left out.
-        constants: the weight behind each input, None where it is computed at run time or left out.
-        attrs: all attributes, defaults filled in, sizes evaluated.
-        prepare: ``prepare(i, key, make)`` returns ``make(constants[i])``, computed once a model and shared by all plans.
-    """
-
-    specs: tuple[Spec | None, ...]
-    constants: tuple[Constant | None, ...]
-    attrs: Mapping[str, Any]
-    prepare: Callable[[int, str, Callable[[Any], Any]], Any]
-
-
-@dataclass(frozen=True)
 class Op:
     """A row of OPS.
 
@@ -106,7 +74,7 @@ class Op:
         name: of the op.
         inputs: names; "bias?" may be left out, "xs*" (last) takes any number.
         attrs: names and defaults.
-        shape, define, bind: see the module's docstring.
+        shape, define: see the module's docstring.
         outputs: how many; None where the shape rule decides.
         quantizable: inputs that may be FP8, each with its granularity in the standard scheme.
         torch, onnx: its names elsewhere.
@@ -118,7 +86,6 @@ class Op:
     shape: Callable[..., Spec | tuple[Spec, ...]]
     define: Callable[..., Any]
     attrs: Mapping[str, Any]
-    bind: Callable[[Call, Select], Step | None] | None
     quantizable: Mapping[str, Granularity]
     torch: tuple[Foreign, ...]
     onnx: tuple[str, ...]
@@ -168,14 +135,13 @@ def op(
     shape: Callable[..., Spec | tuple[Spec, ...]],
     define: Callable[..., Any],
     attrs: Mapping[str, Any] | None = None,
-    bind: Callable[[Call, Select], Step | None] | None = None,
     quantizable: Mapping[str, Granularity] | None = None,
     torch: tuple[Foreign, ...] = (),
     onnx: tuple[str, ...] = (),
 ) -> None:
     """Adds a row to OPS; called at the bottom of each layer module."""
     frozen = MappingProxyType
-    _rows[name] = Op(name, inputs, shape, define, frozen(attrs or {}), bind, frozen(quantizable or {}), torch, onnx)
+    _rows[name] = Op(name, inputs, shape, define, frozen(attrs or {}), frozen(quantizable or {}), torch, onnx)
 
 
 @lru_cache(maxsize=1)

@@ -1,4 +1,4 @@
-"""What lstm and gru share: weights in PyTorch's order, the walk over layers, directions and time, and FP8 products.
+"""What lstm and gru share: weights in PyTorch's order, the walk over layers, directions and time.
 
 Weights of a layer and direction, in order: weight_ih (g*H, I), weight_hh (g*H, H), and with biases bias_ih, bias_hh (g*H,); for
 layer 0 forward, layer 0 backward, layer 1 forward, ... g is the number of gates. I is the size of the input, or in later
@@ -13,12 +13,8 @@ from typing import Any
 import numpy as np
 
 from fp8np.dims import Size
-from fp8np.formats import get_format
 from fp8np.layers._checks import require, require_floats, require_positive, require_shape
-from fp8np.layers._op import Call, Select, Spec, is_fp8
-from fp8np.layers._product import multiply, weight_rows
-from fp8np.scaling import quantize, scale_for
-from fp8np.tensor import QTensor
+from fp8np.layers._op import Spec
 
 State = tuple[Any, ...]
 """(h,) or (h, c), each (B, H)."""
@@ -61,32 +57,6 @@ def float_products(weights: tuple[Any, ...]) -> Multiply:
     return lambda x, i: x @ weights[i].T
 
 
-def fp8_products(call: Call, select: Select, first: int) -> Callable[[Any], Multiply] | None:
-    """Products of FP8 codes, given the initial h; None where x, or a matrix among the inputs from `first` on, is not FP8.
-
-    What multiplies weight_hh is h, encoded at each step with a fixed scale, which no calibration needs to find: after the first
-    step |h| <= max(1, |initial h|), since o * tanh(c) is within 1, and a mean of tanh(...) and h within the larger of them.
-    """
-    x = call.specs[0]
-    matrices = [i for i in range(first, len(call.specs)) if (spec := call.specs[i]) is not None and spec.ndim == 2]
-    if x is None or not is_fp8(x) or not all(isinstance(call.constants[i], QTensor) for i in matrices):
-        return None
-    fmt = get_format(x.dtype)
-    prepared = {i - first: call.prepare(i, "rows", weight_rows) for i in matrices}
-    kernels = {i: select("gemm", fmt, rows.format) for i, rows in prepared.items()}
-
-    def products(h: Any) -> Multiply:
-        # Five exponent bits hold [-1, 1] down to 2**-14 as it stands: a direct cast, as the paper's E5M2 is.
-        scale = 1.0 if fmt.exponent_bits >= 5 else scale_for(max(1.0, float(np.abs(h).max(initial=0))), fmt)
-
-        def product(x: Any, i: int) -> Any:
-            return multiply(kernels[i], x if isinstance(x, QTensor) else quantize(x, fmt, scale=scale), prepared[i])
-
-        return product
-
-    return products
-
-
 def sigmoid(x: Any) -> Any:
     """1 / (1 + e^-x); the caller silences the overflow of e^-x, which gives 0 as it should."""
     return 1 / (1 + np.exp(-x))
@@ -99,8 +69,7 @@ def parts(products: Any, gates: int) -> Any:
 
 def initial(h: Any, cells: int, x: Any, hidden: int, batch_first: bool) -> Any:
     """h (cells, B, H), or zeros where it is left out."""
-    dtype = np.float32 if isinstance(x, QTensor) else x.dtype
-    return np.zeros((cells, x.shape[0 if batch_first else 1], hidden), dtype) if h is None else h
+    return np.zeros((cells, x.shape[0 if batch_first else 1], hidden), x.dtype) if h is None else h
 
 
 @np.errstate(over="ignore")
@@ -109,8 +78,8 @@ def walk(
 ) -> tuple[Any, ...]:
     """All layers over all of time.
 
-    x (T, B, I), or with batch_first (B, T, I), may be a QTensor if `multiply` takes one; state holds arrays (cells, B, H), a cell
-    for each layer and direction. Returns y (T, B, H * directions), or (B, T, ...), and the final state, shaped like `state`.
+    x (T, B, I), or with batch_first (B, T, I); state holds arrays (cells, B, H), a cell for each layer and direction. Returns
+    y (T, B, H * directions), or (B, T, ...), and the final state, shaped like `state`.
     """
     per_cell = 4 if bias else 2
     directions = 2 if bidirectional else 1

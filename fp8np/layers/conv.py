@@ -12,12 +12,9 @@ from typing import Any
 import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 
-from fp8np.codec import decode_table
-from fp8np.formats import get_format
 from fp8np.layers._checks import require, require_floats, require_positive, require_shape
-from fp8np.layers._op import Call, Foreign, Select, Spec, Step, is_fp8, op
+from fp8np.layers._op import Foreign, Spec, op
 from fp8np.scheme import Granularity, PerChannel, PerTensor
-from fp8np.tensor import QTensor
 
 Padding = tuple[int, ...] | str
 """Zeros on both sides of each axis; or "valid" (none), or "same" (as many as keep the size; the odd one comes last)."""
@@ -127,45 +124,6 @@ def _lift(padding: Padding) -> Padding:
     return padding if isinstance(padding, str) else (0, *padding)
 
 
-def bind(call: Call, select: Select) -> Step | None:
-    """FP8 x FP8 goes to the conv2d kernel (conv1d as images of height 1); anything else runs as defined."""
-    x_spec, weight = call.specs[0], call.constants[1]
-    if x_spec is None or not is_fp8(x_spec) or not isinstance(weight, QTensor):
-        return None
-    x_format = get_format(x_spec.dtype)
-    convolve = select("conv2d", x_format, weight.format)
-    flat = weight.ndim == 3
-    kernel = (1, *weight.shape[2:]) if flat else weight.shape[2:]
-    codes = call.prepare(1, "codes", lambda w: np.ascontiguousarray(w.codes).reshape(*w.shape[:2], *kernel))
-    weight_scale = call.prepare(1, "scale", lambda w: np.broadcast_to(w.scale.reshape(-1), w.shape[:1]).copy())
-    x_table, weight_table = decode_table(x_format), decode_table(weight.format)
-    one = (1,) if flat else ()
-    stride, dilation = (*one, *call.attrs["stride"]), (*one, *call.attrs["dilation"])
-    padding = call.attrs["padding"]
-    (top, bottom), (left, right) = _pads(_lift(padding) if flat else padding, kernel, dilation)
-    geometry = np.array([*stride, top, left, *dilation, call.attrs["groups"]], np.int64)
-
-    def step(x: QTensor, _weight: QTensor, bias: Any = None) -> Any:
-        # images: (B, C, H, W)
-        images = np.ascontiguousarray(x.codes).reshape(-1, *((x.shape[-2], 1) if flat else x.shape[-3:-1]), x.shape[-1])
-        padded = (images.shape[2] + top + bottom, images.shape[3] + left + right)
-        size = [(n - d * (k - 1) - 1) // s + 1 for n, k, s, d in zip(padded, kernel, stride, dilation, strict=True)]
-        out = np.empty((len(images), len(codes), *size), np.float32)
-        convolve(
-            images,
-            x_table,
-            codes,
-            weight_table,
-            geometry,
-            x.scale * weight_scale,
-            np.empty(0, np.float32) if bias is None else bias,
-            out,
-        )
-        return out.reshape(*x.shape[:-2], len(codes), size[1]) if flat else out.reshape(*x.shape[:-3], *out.shape[1:])
-
-    return step
-
-
 _ARGS = ("x", "weight", "bias", "stride", "padding", "dilation", "groups")
 _QUANTIZABLE: dict[str, Granularity] = {"x": PerTensor(), "weight": PerChannel(0)}
 
@@ -175,7 +133,6 @@ op(
     shape=shape2d,
     define=conv2d,
     attrs={"stride": (1, 1), "padding": (0, 0), "dilation": (1, 1), "groups": 1},
-    bind=bind,
     quantizable=_QUANTIZABLE,
     torch=(Foreign("aten.conv2d.default", _ARGS), Foreign("aten.conv2d.padding", _ARGS)),
     onnx=("Conv",),
@@ -187,7 +144,6 @@ op(
     shape=shape1d,
     define=conv1d,
     attrs={"stride": (1,), "padding": (0,), "dilation": (1,), "groups": 1},
-    bind=bind,
     quantizable=_QUANTIZABLE,
     torch=(Foreign("aten.conv1d.default", _ARGS), Foreign("aten.conv1d.padding", _ARGS)),
     onnx=("Conv",),

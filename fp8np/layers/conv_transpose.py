@@ -13,13 +13,10 @@ from typing import Any
 
 import numpy as np
 
-from fp8np.codec import decode_table
 from fp8np.dims import Size
-from fp8np.formats import get_format
 from fp8np.layers._checks import require, require_floats, require_positive, require_shape
-from fp8np.layers._op import Call, Foreign, Select, Spec, Step, is_fp8, op
+from fp8np.layers._op import Foreign, Spec, op
 from fp8np.scheme import Granularity, PerChannel, PerTensor
-from fp8np.tensor import QTensor
 
 Ints = tuple[int, ...]
 
@@ -109,54 +106,6 @@ def conv_transpose1d(
     return y[..., 0, :]
 
 
-def bind(call: Call, select: Select) -> Step | None:
-    """FP8 x FP8: the patches come from the gemm kernel, one product a group, and are added up in float32. Else as defined.
-
-    A conv2d over x with zeros put between its pixels would give the same, with stride² times as many products.
-    """
-    x_spec, weight = call.specs[0], call.constants[1]
-    if x_spec is None or not is_fp8(x_spec) or not isinstance(weight, QTensor):
-        return None
-    x_format = get_format(x_spec.dtype)
-    gemm = select("gemm", weight.format, x_format)
-    flat = weight.ndim == 3
-    groups = call.attrs["groups"]
-    kernel = (1, *weight.shape[2:]) if flat else weight.shape[2:]
-    one, zero = ((1,), (0,)) if flat else ((), ())
-    stride, dilation = (*one, *call.attrs["stride"]), (*one, *call.attrs["dilation"])
-    padding, output_padding = (*zero, *call.attrs["padding"]), (*zero, *call.attrs["output_padding"])
-    # rows: (G, O/G*kh*kw, C/G), the transpose of the weight; every group has the same scales, one for each of O/G.
-    rows = call.prepare(1, "rows", lambda w: np.ascontiguousarray(w.codes.reshape(groups, w.shape[0] // groups, -1).transpose(0, 2, 1)))
-    row_scale = call.prepare(1, "scale", lambda w: np.broadcast_to(w.scale.reshape(-1, 1), (w.shape[1], math.prod(kernel))).reshape(-1))
-    x_table, weight_table = decode_table(x_format), decode_table(weight.format)
-
-    def step(x: QTensor, _weight: QTensor, bias: Any = None) -> Any:
-        height_width = (1, x.shape[-1]) if flat else x.shape[-2:]
-        leading = x.shape[:-2] if flat else x.shape[:-3]
-        # pixels: (G, B, H*W, C/G); patches: (G, B, O/G*kh*kw, H*W)
-        images = x.codes.reshape(-1, groups, rows.shape[2], math.prod(height_width))
-        pixels = np.ascontiguousarray(images.transpose(1, 0, 3, 2))
-        patches = np.zeros((groups, len(images), rows.shape[1], images.shape[3]), np.float32)
-        for group in range(groups):
-            gemm(
-                rows[group : group + 1],
-                weight_table,
-                pixels[group],
-                x_table,
-                row_scale,
-                x.scale.reshape(1),
-                np.empty(0, np.float32),
-                patches[group],
-            )
-        by_image = patches.transpose(1, 0, 2, 3).reshape(len(images), -1, *kernel, *height_width)
-        y = _overlap_add(by_image, stride, padding, output_padding, dilation)
-        if bias is not None:
-            y += bias[:, None, None]
-        return y.reshape(*leading, y.shape[1], *(y.shape[3:] if flat else y.shape[2:]))
-
-    return step
-
-
 _ARGS = ("x", "weight", "bias", "stride", "padding", "output_padding", "groups", "dilation")
 # The second axis of the weight is the output channel within its group; groups share its scales.
 _QUANTIZABLE: dict[str, Granularity] = {"x": PerTensor(), "weight": PerChannel(1)}
@@ -167,7 +116,6 @@ op(
     shape=shape2d,
     define=conv_transpose2d,
     attrs={"stride": (1, 1), "padding": (0, 0), "output_padding": (0, 0), "dilation": (1, 1), "groups": 1},
-    bind=bind,
     quantizable=_QUANTIZABLE,
     torch=(Foreign("aten.conv_transpose2d.input", _ARGS),),
     onnx=("ConvTranspose",),
@@ -179,7 +127,6 @@ op(
     shape=shape1d,
     define=conv_transpose1d,
     attrs={"stride": (1,), "padding": (0,), "output_padding": (0,), "dilation": (1,), "groups": 1},
-    bind=bind,
     quantizable=_QUANTIZABLE,
     torch=(Foreign("aten.conv_transpose1d.default", _ARGS),),
     onnx=("ConvTranspose",),

@@ -6,17 +6,14 @@ indices (N,) and offsets (B,), where bag b begins. An empty bag gives zeros.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
-from fp8np.codec import decode_table
 from fp8np.errors import InputError
 from fp8np.layers._checks import require, require_floats, require_integers, require_shape
-from fp8np.layers._op import Call, Foreign, Select, Spec, Step, op
+from fp8np.layers._op import Foreign, Spec, op
 from fp8np.scheme import PerChannel
-from fp8np.tensor import QTensor
 
 _MODES = ("sum", "mean", "max")
 
@@ -40,21 +37,6 @@ def checked_indices(name: str, indices: Any, rows: int) -> Any:
     if indices.size and not 0 <= indices.min() <= indices.max() < rows:
         raise InputError(f"{name}: expected indices in 0..{rows - 1}; got {indices.min()}..{indices.max()}")
     return indices
-
-
-def _rows_of(weight: QTensor) -> Callable[[Any], Any]:
-    """Decodes only the rows that are asked for."""
-    codes, table = weight.codes, decode_table(weight.format)
-    scale = np.broadcast_to(weight.scale, (len(codes), 1)) if weight.scale.size == 1 else weight.scale
-    return lambda indices: table[codes[indices]] * scale[indices]
-
-
-def bind(call: Call, _select: Select) -> Step | None:
-    """An FP8 weight stays FP8: its rows are decoded when they are looked up."""
-    if not isinstance(call.constants[0], QTensor):
-        return None
-    rows = _rows_of(call.constants[0])
-    return lambda weight, indices: rows(checked_indices("embedding", indices, len(weight)))
 
 
 def bag_shape(
@@ -134,23 +116,6 @@ def _reduced(rows: Any, bag: Any, bags: int, mode: str) -> Any:
     return y
 
 
-def bind_bag(call: Call, _select: Select) -> Step | None:
-    """An FP8 weight stays FP8: only the rows that occur in a bag are decoded."""
-    if not isinstance(call.constants[0], QTensor):
-        return None
-    rows = _rows_of(call.constants[0])
-
-    def step(weight: QTensor, indices: Any, offsets: Any = None, per_sample_weights: Any = None) -> Any:
-        used, place = np.unique(checked_indices("embedding_bag", indices, len(weight)), return_inverse=True)
-        padding = call.attrs["padding_idx"]
-        # Indices become places among the rows used; so does the one that is skipped, where it occurs.
-        skipped = None if padding is None or padding not in used else int(np.searchsorted(used, padding))
-        attrs = {**call.attrs, "padding_idx": skipped}
-        return embedding_bag(rows(used), place.reshape(indices.shape), offsets, per_sample_weights, **attrs)
-
-    return step
-
-
 def _convert_bag(args: dict[str, Any]) -> dict[str, Any]:
     padding = args.get("padding_idx")
     return {**args, "mode": _MODES[args.get("mode", 0)], "padding_idx": None if padding is None or padding < 0 else padding}
@@ -163,7 +128,6 @@ op(
     ("weight", "indices"),
     shape=shape,
     define=embedding,
-    bind=bind,
     quantizable={"weight": PerChannel(0)},
     # padding_idx and what follows it matter in training alone.
     torch=(Foreign("aten.embedding.default", ("weight", "indices")),),
@@ -175,7 +139,6 @@ op(
     shape=bag_shape,
     define=embedding_bag,
     attrs={"mode": "mean", "include_last_offset": False, "padding_idx": None},
-    bind=bind_bag,
     quantizable={"weight": PerChannel(0)},
     torch=(
         Foreign("aten.embedding_bag.default", _BAG_ARGS[:-1], convert=_convert_bag),

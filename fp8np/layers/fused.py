@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from fp8np.layers._checks import require_floats, require_shape
+from fp8np.layers._checks import require, require_floats, require_shape
 from fp8np.layers._op import OPS, Spec, op
 from fp8np.scheme import PerChannel, PerTensor
 
@@ -28,15 +28,34 @@ def _activated(y: Any, activation: str, lo: float, hi: float) -> Any:
     return OPS[activation].define(y, **dict(OPS[activation].attrs))
 
 
-def conv_shape(x: Spec, weight: Spec, bias: Spec | None = None, residual: Spec | None = None, *, pads: Any, **attrs: Any) -> Spec:
+def _check_ending(name: str, activation: Any, lo: Any, hi: Any) -> None:
+    require(activation in ACTIVATIONS, name, f"an activation among {', '.join(map(repr, ACTIVATIONS))}", activation=activation)
+    require(all(isinstance(v, int | float) for v in (lo, hi)), name, "numbers for lo and hi", lo=lo, hi=hi)
+
+
+def conv_shape(
+    x: Spec,
+    weight: Spec,
+    bias: Spec | None = None,
+    residual: Spec | None = None,
+    *,
+    pads: Any,
+    activation: Any,
+    lo: Any,
+    hi: Any,
+    **attrs: Any,
+) -> Spec:
     """(B, C, H, W), (O, C/G, kh, kw), (O,) -> (B, O, Ho, Wo)"""
+    name = "fused_conv2d"
+    _check_ending(name, activation, lo, hi)
+    fits = isinstance(pads, tuple) and len(pads) == 4 and all(isinstance(p, int) and p >= 0 for p in pads)
+    require(fits and x.ndim == 4, name, "x (B, C, H, W) and four numbers of zeros", x=x, pads=pads)
     top, left, bottom, right = pads
     padded = Spec((*x.shape[:-2], x.shape[-2] + top + bottom, x.shape[-1] + left + right), x.dtype)
-    kept = {name: attrs[name] for name in ("stride", "dilation", "groups")}
-    y = OPS["conv2d"].shape(padded, weight, bias, padding=(0, 0), **kept)
+    y = OPS["conv2d"].shape(padded, weight, bias, padding=(0, 0), **attrs)
     assert isinstance(y, Spec)
-    require_floats("fused_conv2d", residual=residual)
-    require_shape("fused_conv2d", y.shape, residual=residual)
+    require_floats(name, residual=residual)
+    require_shape(name, y.shape, residual=residual)
     return y
 
 
@@ -61,8 +80,11 @@ def fused_conv2d(
     return _activated(y if residual is None else y + residual, activation, lo, hi)
 
 
-def linear_shape(x: Spec, weight: Spec, bias: Spec | None = None, residual: Spec | None = None, **attrs: Any) -> Spec:
+def linear_shape(
+    x: Spec, weight: Spec, bias: Spec | None = None, residual: Spec | None = None, *, activation: Any, lo: Any, hi: Any
+) -> Spec:
     """(..., K), (N, K), (N,) -> (..., N)"""
+    _check_ending("fused_linear", activation, lo, hi)
     y = OPS["linear"].shape(x, weight, bias)
     assert isinstance(y, Spec)
     require_floats("fused_linear", residual=residual)

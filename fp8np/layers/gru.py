@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 
 from fp8np.layers._checks import require, require_floats, require_shape
-from fp8np.layers._op import Call, Foreign, Select, Spec, Step, op
-from fp8np.layers._recurrent import State, check_cell, check_weights, float_products, fp8_products, initial, one_step, parts, sigmoid, walk
+from fp8np.layers._op import Foreign, Spec, op
+from fp8np.layers._recurrent import State, check_cell, check_weights, float_products, initial, one_step, parts, sigmoid, walk
 from fp8np.scheme import PerChannel, PerTensor
 
 
@@ -44,21 +44,6 @@ def gru(x: Any, h0: Any, *weights: Any, bias: bool, num_layers: int, bidirection
     return walk(_cell, x, state, weights, float_products(weights), bias=bias, bidirectional=bidirectional, batch_first=batch_first)
 
 
-def bind(call: Call, select: Select) -> Step | None:
-    """FP8 x and matrices: products by the gemm kernel, h encoded at each step; anything else runs as defined."""
-    products = fp8_products(call, select, 2)
-    if products is None:
-        return None
-    attrs = dict(call.attrs)
-    cells = attrs.pop("num_layers") * (2 if attrs["bidirectional"] else 1)
-
-    def step(x: Any, h0: Any, *weights: Any) -> tuple[Any, ...]:
-        h = initial(h0, cells, x, weights[1].shape[1], attrs["batch_first"])
-        return walk(_cell, x, (h,), weights, products(h), **attrs)
-
-    return step
-
-
 def cell_shape(x: Spec, h: Spec, weight_ih: Spec, weight_hh: Spec, bias_ih: Spec | None = None, bias_hh: Spec | None = None) -> Spec:
     """(B, I), (B, H), weights -> (B, H)"""
     require_floats("gru_cell", x=x, h=h)
@@ -72,21 +57,12 @@ def gru_cell(x: Any, h: Any, weight_ih: Any, weight_hh: Any, bias_ih: Any = None
     return one_step(_cell, x, (h,), bias_ih, bias_hh, float_products((weight_ih, weight_hh)))[0]
 
 
-def bind_cell(call: Call, select: Select) -> Step | None:
-    """As for gru."""
-    products = fp8_products(call, select, 2)
-    if products is None:
-        return None
-    return lambda x, h, _ih, _hh, b_ih=None, b_hh=None: one_step(_cell, x, (h,), b_ih, b_hh, products(h))[0]
-
-
 op(
     "gru",
     ("x", "h0?", "weights*"),
     shape=shape,
     define=gru,
     attrs={"bias": True, "num_layers": 1, "bidirectional": False, "batch_first": False},
-    bind=bind,
     # Of the weights, the matrices; biases stay as they are.
     quantizable={"x": PerTensor(), "weights": PerChannel(0)},
     torch=(Foreign("aten.gru.input", ("x", "h0", "weights", "bias", "num_layers", "", "", "bidirectional", "batch_first")),),
@@ -98,7 +74,6 @@ op(
     ("x", "h", "weight_ih", "weight_hh", "bias_ih?", "bias_hh?"),
     shape=cell_shape,
     define=gru_cell,
-    bind=bind_cell,
     quantizable={"x": PerTensor(), "weight_ih": PerChannel(0), "weight_hh": PerChannel(0)},
     torch=(Foreign("aten.gru_cell.default", ("x", "h", "weight_ih", "weight_hh", "bias_ih", "bias_hh")),),
 )

@@ -8,11 +8,8 @@ from __future__ import annotations
 from typing import Any
 
 from fp8np.errors import ShapeError
-from fp8np.formats import get_format
-from fp8np.layers._op import Call, Foreign, Select, Spec, Step, is_fp8, op
-from fp8np.layers._product import NO_BIAS, multiply, weight_rows
+from fp8np.layers._op import Foreign, Spec, op
 from fp8np.scheme import PerChannel, PerTensor
-from fp8np.tensor import QTensor
 
 
 def shape(x: Spec, weight: Spec, bias: Spec | None = None) -> Spec:
@@ -30,22 +27,11 @@ def linear(x: Any, weight: Any, bias: Any = None) -> Any:
     return y if bias is None else y + bias
 
 
-def bind(call: Call, select: Select) -> Step | None:
-    """FP8 x FP8 goes to the gemm kernel; anything else runs as defined."""
-    x, weight = call.specs[0], call.constants[1]
-    if x is None or not is_fp8(x) or not isinstance(weight, QTensor):
-        return None
-    kernel = select("gemm", get_format(x.dtype), weight.format)
-    rows = call.prepare(1, "rows", weight_rows)
-    return lambda x, _weight, bias=None: multiply(kernel, x, rows, NO_BIAS if bias is None else bias)
-
-
 op(
     "linear",
     ("x", "weight", "bias?"),
     shape=shape,
     define=linear,
-    bind=bind,
     quantizable={"x": PerTensor(), "weight": PerChannel(0)},
     torch=(Foreign("aten.linear.default", ("x", "weight", "bias")),),
     onnx=("Gemm",),

@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 
 from fp8np.layers._checks import require, require_floats, require_shape
-from fp8np.layers._op import Call, Foreign, Select, Spec, Step, op
-from fp8np.layers._recurrent import State, check_cell, check_weights, float_products, fp8_products, initial, one_step, parts, sigmoid, walk
+from fp8np.layers._op import Foreign, Spec, op
+from fp8np.layers._recurrent import State, check_cell, check_weights, float_products, initial, one_step, parts, sigmoid, walk
 from fp8np.scheme import PerChannel, PerTensor
 
 
@@ -45,21 +45,6 @@ def lstm(x: Any, h0: Any, c0: Any, *weights: Any, bias: bool, num_layers: int, b
     return walk(_cell, x, state, weights, float_products(weights), bias=bias, bidirectional=bidirectional, batch_first=batch_first)
 
 
-def bind(call: Call, select: Select) -> Step | None:
-    """FP8 x and matrices: products by the gemm kernel, h encoded at each step; anything else runs as defined."""
-    products = fp8_products(call, select, 3)
-    if products is None:
-        return None
-    attrs = dict(call.attrs)
-    cells = attrs.pop("num_layers") * (2 if attrs["bidirectional"] else 1)
-
-    def step(x: Any, h0: Any, c0: Any, *weights: Any) -> tuple[Any, ...]:
-        h, c = (initial(s, cells, x, weights[1].shape[1], attrs["batch_first"]) for s in (h0, c0))
-        return walk(_cell, x, (h, c), weights, products(h), **attrs)
-
-    return step
-
-
 def cell_shape(
     x: Spec, h: Spec, c: Spec, weight_ih: Spec, weight_hh: Spec, bias_ih: Spec | None = None, bias_hh: Spec | None = None
 ) -> tuple[Spec, Spec]:
@@ -75,14 +60,6 @@ def cell_shape(
 def lstm_cell(x: Any, h: Any, c: Any, weight_ih: Any, weight_hh: Any, bias_ih: Any = None, bias_hh: Any = None) -> Any:
     """c' = sigmoid(f) * c + sigmoid(i) * tanh(g), h' = sigmoid(o) * tanh(c')"""
     return one_step(_cell, x, (h, c), bias_ih, bias_hh, float_products((weight_ih, weight_hh)))
-
-
-def bind_cell(call: Call, select: Select) -> Step | None:
-    """As for lstm."""
-    products = fp8_products(call, select, 3)
-    if products is None:
-        return None
-    return lambda x, h, c, _ih, _hh, b_ih=None, b_hh=None: one_step(_cell, x, (h, c), b_ih, b_hh, products(h))
 
 
 def _convert(args: dict[str, Any]) -> dict[str, Any]:
@@ -103,7 +80,6 @@ op(
     shape=shape,
     define=lstm,
     attrs={"bias": True, "num_layers": 1, "bidirectional": False, "batch_first": False},
-    bind=bind,
     # Of the weights, the matrices; biases stay as they are.
     quantizable={"x": PerTensor(), "weights": PerChannel(0)},
     torch=(
@@ -121,7 +97,6 @@ op(
     ("x", "h", "c", "weight_ih", "weight_hh", "bias_ih?", "bias_hh?"),
     shape=cell_shape,
     define=lstm_cell,
-    bind=bind_cell,
     quantizable={"x": PerTensor(), "weight_ih": PerChannel(0), "weight_hh": PerChannel(0)},
     torch=(Foreign("aten.lstm_cell.default", ("x", "hx", "weight_ih", "weight_hh", "bias_ih", "bias_hh"), convert=_convert_cell),),
 )

@@ -18,7 +18,7 @@ from fp8np._packing import Pads
 from fp8np.formats import FloatFormat, get_format
 from fp8np.graph import Constant, Graph, Node, Value, leaves
 from fp8np.kernels._ending import View
-from fp8np.kernels._grid import Image, round_words
+from fp8np.kernels._grid import Image, holds, round_words
 from fp8np.kernels._program import Task, Word
 from fp8np.kernels.rearrange import permute_task
 from fp8np.kernels.widen import quantize_planes_task, quantize_task, scale_tasks
@@ -170,9 +170,12 @@ class Builder:
     def _fake_quantized(self, name: str) -> Stored:
         # Readers that run as defined get the values that the codes stand for.
         q = self.quantized[name]
-        out = dense(self.shape(name))
         node = next(n for n in self.graph.nodes if name in n.outputs)
-        self.host(node, lambda x: dequantize(quantize(x, q.format, scale=q.fixed)), [self.value(q.source)], [out])
+        return self._through_format(node, q.format, q.fixed)
+
+    def _through_format(self, node: Node, fmt: FloatFormat, scale: float | None) -> Stored:
+        out = dense(self.shape(node.outputs[0]))
+        self.host(node, lambda x: dequantize(quantize(x, fmt, scale=scale)), [self.value(node.inputs[0])], [out])
         return out
 
     def plain(self, name: str | None) -> Stored:
@@ -229,6 +232,9 @@ class Builder:
         """A quantize node: notes what it is; the image is made when a reader asks for it."""
         name, source = node.outputs[0], str(node.inputs[0])
         fmt = get_format(attrs["format"])
+        if not holds(fmt):
+            self.stored[name] = self._through_format(node, fmt, attrs["scale"])
+            return
         if attrs["scale"] is not None:
             scale: Word = np.array([attrs["scale"]], np.float32)
             self.quantized[name] = Quantized(source, fmt, scale, attrs["scale"])
@@ -250,6 +256,16 @@ class Builder:
             self._fill(name, q, q.grid)
         return q.grid
 
+    def rows(self, name: str) -> Grid:
+        """The widened image of an FP8 value (..., K) as one row of pixels of K, whoever else reads it."""
+        if not self.picture(name):
+            return self.grid(name)
+        q, shape = self.quantized[name], self.shape(name)
+        image = Image(1, 1, math.prod(shape[:-1]), shape[-1])
+        grid = Grid(image, self.image_memory(image))
+        self._fill_rows(q, grid)
+        return grid
+
     def picture(self, name: str) -> bool:
         """Whether an FP8 value is read as pixels of channels, not by its last axis."""
         return len(self.shape(name)) == 4 and any(reader.op == "fused_conv2d" for reader in self.readers.get(name, []))
@@ -257,7 +273,7 @@ class Builder:
     def pads_of(self, name: str) -> Pads | None:
         """The most zeros that readers want around an FP8 value; None where none reads it widened."""
         wanted = [pads for reader in self.readers.get(name, []) if (pads := self.wanted(reader, name)) is not None]
-        return tuple(map(max, zip(*wanted, strict=True))) if wanted else None  # type: ignore[return-value]
+        return tuple(map(max, zip(*wanted, strict=True))) if wanted else None
 
     def floats_wanted(self, name: str) -> bool:
         """Whether a reader of an FP8 value runs on floats."""
@@ -283,14 +299,12 @@ class Builder:
         return round_words(q.format, q.scale)
 
     def _fill(self, name: str, q: Quantized, grid: Grid) -> None:
+        if not self.picture(name):
+            self._fill_rows(q, grid)
+            return
         image, shape = grid.image, self.shape(name)
         rounding = round_words(q.format, q.scale)
         sizes = image.images, image.height, image.width, image.channels
-        if not self.picture(name):
-            stored, rows, stride = self.matrix(q.source)
-            source = View(word(stored.at), 0, 0, stride)
-            self.emit(quantize_task(source, grid.view, image.panel, (1, 1, rows, image.channels), rounding))
-            return
         stored = self.value(q.source)
         if stored.strides[1] == 4 or shape[1] == 1:
             b, _, y, x = stored.strides
@@ -299,6 +313,12 @@ class Builder:
             stored = stored if stored.strides[3] == 4 or shape[3] == 1 else self.plain(q.source)
             b, plane, y, x = stored.strides
             self.emit(quantize_planes_task(View(word(stored.at), b, y, x), plane, grid.view, image.panel, sizes, rounding))
+
+    def _fill_rows(self, q: Quantized, grid: Grid) -> None:
+        stored, rows, stride = self.matrix(q.source)
+        source = View(word(stored.at), 0, 0, stride)
+        sizes = 1, 1, rows, grid.image.channels
+        self.emit(quantize_task(source, grid.view, grid.image.panel, sizes, round_words(q.format, q.scale)))
 
 
 _COPY = Node("copy", "clone", ("x",), ("y",))

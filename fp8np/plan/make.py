@@ -139,7 +139,7 @@ def _finished(b: Builder, outputs: Mapping[str, Stored]) -> Plan:
             done += 1
     if done > first:
         segments.append((first, done))
-    return Plan(Program(tasks, arena, zeroed), tuple(segments), outputs, b.graph.outputs)
+    return Plan(Program(tasks, arena, zeroed, b.weights.arenas), tuple(segments), outputs, b.graph.outputs)
 
 
 def _buffers(steps: list[Task | Host]) -> list[Buffer]:

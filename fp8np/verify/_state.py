@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import fp8np
-from fp8np.kernels._jit import fingerprint
+from fp8np.kernels._cache import fingerprint
 
 __all__ = ["State", "key_of"]
 

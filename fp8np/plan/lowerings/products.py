@@ -12,17 +12,19 @@ from typing import Any
 
 import numpy as np
 
-from fp8np._packing import Filters, Pads, filters, grouped_filters, kind_of, packable, singles, taps_of
-from fp8np.graph import Node
+from fp8np._packing import Filters, Pads, filters, grouped_filters, kind_of, packable, singles, spread_filters, taps_of
+from fp8np.formats import get_format
+from fp8np.graph import Constant, Node
 from fp8np.kernels._ending import Ending, Left, View, no_bias
 from fp8np.kernels._engine import COLUMNS, STEP
 from fp8np.kernels._functions import ACTIVATIONS
-from fp8np.kernels._grid import PARTS, Image, takes
+from fp8np.kernels._grid import PARTS, Image, holds
 from fp8np.kernels._program import Word
 from fp8np.kernels.depthwise import depthwise_task
 from fp8np.kernels.pack import pack_floats_task, packed_bytes
 from fp8np.kernels.product import Placed, product_task
 from fp8np.kernels.widen import place_task, quantize_task, split_task
+from fp8np.layers._op import OPS
 from fp8np.plan.builder import NO_PADS, Builder, Grid, word
 from fp8np.plan.storage import At, Buffer, Stored, last_strides
 
@@ -35,29 +37,45 @@ NARROW = 8
 convolution."""
 
 
-# -- what readers of an FP8 value want --------------------------------------------------------------------------------
+# -- which nodes are the engine's, and what readers of an FP8 value want ----------------------------------------------
 
 
 def wanted_pads(b: Builder, node: Node, name: str) -> Pads | None:
     """The zeros that a reader wants around an FP8 value; None where it reads floats."""
-    if node.inputs[0] != name or name in node.inputs[1:]:
+    if node.inputs[0] != name or name in node.inputs[1:] or not holds(get_format(b.facts[name].dtype)):
         return None
-    weight = b.constant(node.inputs[1] if len(node.inputs) > 1 else None)
-    if node.op == "fused_linear":
-        return NO_PADS if packable(weight) and not b.picture(name) else None
-    if node.op == "matmul":
-        return NO_PADS if weight is not None and weight.ndim == 2 and packable(weight.T) and not b.picture(name) else None
-    if node.op != "fused_conv2d" or not packable(weight):
-        return None
-    how = kind_of(node.attrs.get("groups", 1), weight.shape)  # type: ignore[union-attr]
-    if how is None or (how == "dense" and _narrow(weight.shape)):  # type: ignore[union-attr]
-        return None
-    pads = tuple(node.attrs["pads"])
-    return pads if all(p >= 0 for p in pads) else None  # type: ignore[return-value]
+    if node.op == "fused_conv2d":
+        return tuple(node.attrs["pads"]) if _kind(b, node) not in (None, "unfolded") else None
+    by_rows = (node.op == "fused_linear" and _by_rows(b, node)) or (node.op == "matmul" and _by_columns(b, node))
+    return NO_PADS if by_rows and not b.picture(name) else None
 
 
-def _narrow(weight: tuple[int, ...]) -> bool:
-    return weight[1] <= NARROW and weight[3] > 1
+def _fits(b: Builder, node: Node, weight: Constant | None) -> bool:
+    """Whether the engine takes the weight, the bias is known beforehand, and something is summed."""
+    bias = node.inputs[2] if len(node.inputs) > 2 else None
+    known = bias is None or b.constant(bias) is not None
+    return weight is not None and packable(weight) and known and 0 not in (*weight.shape, *b.shape(node.outputs[0]))
+
+
+def _by_rows(b: Builder, node: Node) -> bool:
+    """Whether a fused_linear is the engine's."""
+    return _fits(b, node, b.constant(node.inputs[1]))
+
+
+def _by_columns(b: Builder, node: Node) -> bool:
+    """Whether a matmul is the engine's, of what is computed with one weight."""
+    weight = b.constant(node.inputs[1])
+    return weight is not None and weight.ndim == 2 and b.constant(node.inputs[0]) is None and _fits(b, node, weight.T)
+
+
+def _kind(b: Builder, node: Node) -> str | None:
+    """How a fused_conv2d is computed: as `kind_of` says, or "unfolded" (`_unfolded`); None: not by the engine."""
+    weight, attrs = b.constant(node.inputs[1]), OPS[node.op].filled(node.attrs)
+    if weight is None or not _fits(b, node, weight) or min(attrs["pads"]) < 0 or len(b.shape(node.inputs[0])) != 4:
+        return None
+    kind = kind_of(attrs["groups"], weight.shape)
+    narrow = weight.shape[1] <= NARROW and weight.shape[3] > 1 and attrs["dilation"][1] == 1
+    return "unfolded" if kind == "dense" and narrow else kind
 
 
 # -- the ending -------------------------------------------------------------------------------------------------------
@@ -78,8 +96,8 @@ def _ending(b: Builder, node: Node, attrs: Mapping[str, Any], scale: Any, pictur
     name = node.outputs[0]
     bias = np.zeros(len(scale), np.float32)
     if len(node.inputs) > 2 and node.inputs[2] is not None:
-        given = b.constant(node.inputs[2])
-        bias[: len(given)] = given  # type: ignore[arg-type, index]
+        given = np.asarray(b.constant(node.inputs[2]))
+        bias[: len(given)] = given
     residual = None
     if len(node.inputs) > 3 and node.inputs[3] is not None:
         if picture:
@@ -87,7 +105,8 @@ def _ending(b: Builder, node: Node, attrs: Mapping[str, Any], scale: Any, pictur
         else:
             stored, _, stride = b.matrix(node.inputs[3])
             residual = _rows(stored, stride)
-    grid, panel, rounding, through = None, 0, (), None
+    grid, panel, through = None, 0, None
+    rounding: tuple[Word, ...] = ()
     for reader in b.readers.get(name, []):
         q = reader.outputs[0]
         if reader.op == "quantize" and reader.attrs.get("scale") is not None and b.pads_of(q) is not None and b.picture(q) == picture:
@@ -171,17 +190,16 @@ def _part(image: Image) -> int:
 
 def fused_linear(b: Builder, node: Node, attrs: Mapping[str, Any]) -> bool:
     """x (..., K), weight (N, K)."""
-    if not packable(b.constant(node.inputs[1])) or (node.inputs[2] is not None and b.constant(node.inputs[2]) is None):
+    if not _by_rows(b, node):
         return False
-    made = b.weights.prepare("product", str(node.inputs[1]), "rows", filters)
-    return _times_weight(b, node, str(node.inputs[0]), made, attrs)
+    _times_weight(b, node, b.weights.prepare("product", str(node.inputs[1]), "rows", filters), attrs)
+    return True
 
 
-def _times_weight(b: Builder, node: Node, name: str, made: Filters, attrs: Mapping[str, Any]) -> bool:
-    if 0 in b.shape(node.outputs[0]) or not b.shape(name):
-        return False
+def _times_weight(b: Builder, node: Node, made: Filters, attrs: Mapping[str, Any]) -> None:
+    name = str(node.inputs[0])
     if name in b.quantized:
-        grid = b.grid(name)
+        grid = b.rows(name)
     else:
         stored, rows, stride = b.matrix(name)
         grid = _split(b, _rows(stored, stride), Image(1, 1, rows, stored.shape[-1], parts=PARTS))
@@ -190,22 +208,18 @@ def _times_weight(b: Builder, node: Node, name: str, made: Filters, attrs: Mappi
     left = Left(View(grid.view.address, 0, 0, image.pitch), 1, 1, pixels, pixels, _scale(b, name), part=_part(image))
     offsets = np.array([image.offset(s) for s in range(image.steps)], np.int64)
     b.emit(product_task(left, made.packed, offsets, _ending(b, node, attrs, made.scale, False), threads=b.threads))
-    return True
 
 
 def fused_conv2d(b: Builder, node: Node, attrs: Mapping[str, Any]) -> bool:
     """x (B, C, H, W), weight (O, C/G, kh, kw)."""
     name, constant, weight = str(node.inputs[0]), str(node.inputs[1]), b.constant(node.inputs[1])
     pads: Pads = tuple(attrs["pads"])
-    if not packable(weight) or min(pads) < 0 or (node.inputs[2] is not None and b.constant(node.inputs[2]) is None):
-        return False
-    assert weight is not None
-    kind = kind_of(attrs["groups"], weight.shape)
-    if kind is None or 0 in b.shape(node.outputs[0]) or 0 in weight.shape:
+    kind = _kind(b, node)
+    if kind is None or weight is None:
         return False
     (sy, sx), (dy, dx), (kh, kw) = attrs["stride"], attrs["dilation"], weight.shape[2:]
     images, _, ho, wo = b.shape(node.outputs[0])
-    if kind == "dense" and _narrow(weight.shape) and dx == 1:
+    if kind == "unfolded":
         grid = _unfolded(b, name, pads, kw, sx)
         made = b.weights.prepare("product", constant, "unfolded", lambda w: filters(w, unfolded=True))
         pads, sx, kw = NO_PADS, 1, 1
@@ -215,6 +229,8 @@ def fused_conv2d(b: Builder, node: Node, attrs: Mapping[str, Any]) -> bool:
             made = b.weights.prepare("depthwise", constant, "", singles)
         elif kind == "grouped":
             made = b.weights.prepare("product", constant, "grouped", lambda w: grouped_filters(w, attrs["groups"]))
+        elif kind == "spread":
+            made = b.weights.prepare("product", constant, "spread", lambda w: spread_filters(w, attrs["groups"]))
         else:
             made = b.weights.prepare("product", constant, "", filters)
     image = grid.image
@@ -237,27 +253,20 @@ def fused_conv2d(b: Builder, node: Node, attrs: Mapping[str, Any]) -> bool:
 
 def matmul(b: Builder, node: Node, attrs: Mapping[str, Any]) -> bool:
     """a (..., M, K) and b (..., K, N): a weight, or computed, with the same leading axes as a or none."""
-    left, right = (str(name) for name in node.inputs)
-    shapes = [b.shape(left), b.shape(right)]
-    if min(map(len, shapes)) < 2 or 0 in (*shapes[0], *shapes[1]) or not all(_multiplies(b, name) for name in (left, right)):
+    left, right = (str(name) for name in node.inputs[:2])
+    if _by_columns(b, node):
+        _times_weight(b, node, b.weights.prepare("product", right, "columns", lambda w: filters(w.T)), _ENDLESS)
+        return True
+    shapes = b.shape(left), b.shape(right)
+    if b.constant(left) is not None or b.constant(right) is not None or min(map(len, shapes)) < 2 or 0 in (*shapes[0], *shapes[1]):
         return False
-    if b.constant(right) is not None and len(shapes[1]) == 2:
-        made = b.weights.prepare("product", right, "columns", lambda w: filters(w.T))
-        return _times_weight(b, node, left, made, _ENDLESS)
-    return b.constant(right) is None and b.constant(left) is None and _times_computed(b, node, left, right)
+    # A scale that is found at run time is one number; columns want one each.
+    if len(node.inputs) > 2 or (right in b.quantized and b.quantized[right].fixed is None):
+        return False
+    return _times_computed(b, node, left, right)
 
 
 _ENDLESS = {"activation": "", "lo": float("-inf"), "hi": float("inf")}
-
-
-def _multiplies(b: Builder, name: str) -> bool:
-    constant = b.constant(name)
-    if constant is not None:
-        return packable(constant.T)
-    if name in b.quantized:
-        # A scale that is found at run time is one number; columns want one each.
-        return takes(b.quantized[name].format) and b.quantized[name].fixed is not None
-    return b.facts[name].dtype == "float32"
 
 
 def _times_computed(b: Builder, node: Node, left: str, right: str) -> bool:
@@ -293,6 +302,14 @@ def _times_computed(b: Builder, node: Node, left: str, right: str) -> bool:
     return True
 
 
-LOWERINGS = {"fused_linear": fused_linear, "fused_conv2d": fused_conv2d, "matmul": matmul}
+def addmm(b: Builder, node: Node, attrs: Mapping[str, Any]) -> bool:
+    """c + a @ b with constants c (N,) and b: c is the bias."""
+    c, weight = b.constant(node.inputs[0]), b.constant(node.inputs[2])
+    if c is None or weight is None or c.shape != weight.shape[1:] or attrs["alpha"] != 1 or attrs["beta"] != 1:
+        return False
+    return matmul(b, node.replace(inputs=(*node.inputs[1:], node.inputs[0])), attrs)
+
+
+LOWERINGS = {"fused_linear": fused_linear, "fused_conv2d": fused_conv2d, "matmul": matmul, "addmm": addmm}
 
 assert STEP == COLUMNS

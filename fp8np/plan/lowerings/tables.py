@@ -1,4 +1,4 @@
-"""embedding: rows of a table, decoded as they are looked up."""
+"""embedding and embedding_bag: rows of a table, decoded as they are looked up."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import numpy as np
 from fp8np.codec import decode_table
 from fp8np.graph import Node
 from fp8np.kernels.embedding import embedding_task
+from fp8np.layers._op import OPS
 from fp8np.layers.embedding import checked_indices
 from fp8np.plan.builder import Builder, word
 from fp8np.tensor import QTensor
@@ -34,10 +35,29 @@ def embedding(b: Builder, node: Node, attrs: Mapping[str, Any]) -> bool:
         return True
     scale = np.ascontiguousarray(table.scale.reshape(-1))
     per = "tensor" if scale.size == 1 else "row" if table.scale.shape[0] == scale.size else "column"
-    codes = b.weights.prepare("embedding", str(node.inputs[0]), "codes", lambda w: np.ascontiguousarray(w.codes))
+    codes = b.weights.prepare("embedding", str(node.inputs[0]), "codes", lambda _: np.ascontiguousarray(table.codes))
     values = decode_table(table.format)
     b.emit(embedding_task(codes, word(ids.at), word(out.at), shape, id_bytes=size, values=values, scale=scale, scale_per=per))
     return True
 
 
-LOWERINGS = {"embedding": embedding}
+def embedding_bag(b: Builder, node: Node, attrs: Mapping[str, Any]) -> bool:
+    """In Python, but of an FP8 table only the rows that occur in a bag are decoded."""
+    table = b.constant(node.inputs[0])
+    if not isinstance(table, QTensor):
+        return False
+    values, scale = decode_table(table.format), np.broadcast_to(table.scale, table.shape)
+
+    def bags(indices: Any, offsets: Any = None, per_sample_weights: Any = None) -> Any:
+        used, place = np.unique(checked_indices("embedding_bag", indices, len(table.codes)), return_inverse=True)
+        # Indices become places among the rows used; so does the one that is skipped, where it occurs.
+        skipped = np.flatnonzero(used == attrs["padding_idx"])
+        changed = {**attrs, "padding_idx": int(skipped[0]) if skipped.size else None}
+        rows = values[table.codes[used]] * scale[used]
+        return OPS["embedding_bag"].define(rows, place.reshape(indices.shape), offsets, per_sample_weights, **changed)
+
+    b.host(node, bags, [None if name is None else b.value(name) for name in node.inputs[1:]], [b.new(node.outputs[0])])
+    return True
+
+
+LOWERINGS = {"embedding": embedding, "embedding_bag": embedding_bag}
