@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from fp8np.codec import decode
+from fp8np.codec import decode_table
 from fp8np.graph import Constant
 from fp8np.kernels._engine import COLUMNS, ELEMENT, STEP, decode_tables, packed_steps
 from fp8np.kernels._grid import PARTS, Image, takes
@@ -116,7 +116,7 @@ class Singles:
 
 def singles(weight: Constant) -> Singles:
     """A weight (C, 1, kh, kw), codes decoded: nine numbers a channel."""
-    values = decode(weight.codes, weight.format) if isinstance(weight, QTensor) else np.asarray(weight)
+    values = decode_table(weight.format)[weight.codes] if isinstance(weight, QTensor) else np.asarray(weight)
     c, taps = len(values), values[0].size
     blocks = -(-c // COLUMNS)
     full = np.zeros((blocks * COLUMNS, taps), np.float32)

@@ -12,8 +12,11 @@ import click
 
 if TYPE_CHECKING:
     from rich.console import Console
+    from rich.progress import Progress
 
-__all__ = ["Target", "console", "progress", "writing"]
+    from fp8np.kernels._jit import Step
+
+__all__ = ["Target", "compiling", "console", "progress", "writing"]
 
 
 class Target(click.Path):
@@ -46,6 +49,8 @@ def progress() -> Iterator[Any]:
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+    from fp8np.kernels._jit import watching
+
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
     with Progress(*columns, console=Console(stderr=True), disable=not sys.stderr.isatty()) as bars:
         tasks: dict[str, Any] = {}
@@ -55,7 +60,73 @@ def progress() -> Iterator[Any]:
                 tasks[what] = bars.add_task(what, total=total)
             bars.update(tasks[what], completed=done, total=total)
 
-        yield update
+        with watching(_Compiling(bars)):
+            yield update
+
+
+@contextmanager
+def compiling() -> Iterator[None]:
+    """Shows what is compiled meanwhile on standard error: a line that changes where that is a terminal, otherwise one that stays."""
+    from fp8np.kernels._jit import watching
+
+    shown = _Compiling()
+    try:
+        with watching(shown):
+            yield
+    finally:
+        shown.close()
+
+
+class _Compiling:
+    """Shows steps of compilation, among other bars where there are some."""
+
+    def __init__(self, bars: Progress | None = None) -> None:
+        self._bars = bars
+        self._own: Progress | None = None
+        self._row: Any = None
+        self._said = False
+
+    def __call__(self, step: Step, done: bool) -> None:
+        if not sys.stderr.isatty():
+            if not done:
+                self._say(step)
+            return
+        bars = self._bars or self._opened()
+        if done and step.number == step.count:
+            if self._row is not None:
+                bars.remove_task(self._row)
+            self._row = None
+            return
+        shown: dict[str, Any] = {"description": f"compiling kernels: {step.name}", "total": step.count or None}
+        if self._row is None:
+            self._row = bars.add_task(**shown)
+        bars.update(self._row, completed=step.number - (not done), **shown)
+
+    def _opened(self) -> Progress:
+        if self._own is None:
+            from rich.console import Console
+            from rich.progress import MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+            columns = (SpinnerColumn(), TextColumn("{task.description}"), MofNCompleteColumn(), TimeElapsedColumn())
+            self._own = Progress(*columns, console=Console(stderr=True), transient=True)
+            self._own.start()
+        return self._own
+
+    def _say(self, step: Step) -> None:
+        # One line for what is known to come, one for all else.
+        if step.number > 1 or (self._said and not step.count):
+            return
+        self._said = True
+        from fp8np.kernels._cache import kept_in
+
+        what = "1 kernel" if step.count == 1 else f"{step.count} kernels" if step.count else "kernels"
+        kept = kept_in()
+        click.echo(f"compiling {what} for this CPU, " + (f"kept in {kept}" if kept else "not kept"), err=True)
+
+    def close(self) -> None:
+        """Takes away what is shown."""
+        if self._own is not None:
+            self._own.stop()
 
 
 @contextmanager

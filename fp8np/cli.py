@@ -11,7 +11,7 @@ from typing import Any, TextIO
 import click
 
 import fp8np
-from fp8np._terminal import Target, console, progress, writing
+from fp8np._terminal import Target, compiling, console, progress, writing
 from fp8np.cli_bench import bench
 from fp8np.cli_explain import explain
 from fp8np.cli_verify import verify
@@ -190,7 +190,8 @@ def run(model: Path, inputs: Path, output: Path | None, threads: int | None, as_
     loaded = fp8np.load(model)
     arrays = read_arrays(inputs, loaded.inputs)
     start = time.perf_counter()
-    outputs = dict(named_leaves(loaded.run(arrays, threads=threads)))
+    with compiling():
+        outputs = dict(named_leaves(loaded.run(arrays, threads=threads)))
     seconds = time.perf_counter() - start
     if output is not None:
         with writing(output):

@@ -14,8 +14,10 @@ from fp8np.check import check
 from fp8np.graph import Graph, Structure, Value
 from fp8np.inputs import declared_arrays, signature
 from fp8np.interpret import bind_sizes
+from fp8np.kernels._jit import prepare
+from fp8np.kernels._program import cold
 from fp8np.kernels._threads import threads as thread_limit
-from fp8np.plan import Plan, Weights, fused, make_plan
+from fp8np.plan import Plan, Rehearsal, Weights, fused, make_plan, rehearse
 
 __all__ = ["Model", "load", "run"]
 
@@ -87,16 +89,33 @@ class Model:
             if plan is not None:
                 self._plans.move_to_end(key)
                 return plan
-            if self._ready is None:
-                graph = fused(self._graph)
-                self._ready = graph, Weights(graph.constants)
-            graph, weights = self._ready
-        plan = make_plan(graph, bind_sizes(self._graph, arrays), weights)
+        graph, weights = self._in_use()
+        sizes = bind_sizes(self._graph, arrays)
+        if cold():
+            # All that a first run needs at once, so that who watches can say how much there is.
+            prepare(rehearse(graph, sizes).entries)
+        plan = make_plan(graph, sizes, weights)
         with self._lock:
             self._plans[key] = plan
             while len(self._plans) > _MAX_PLANS:
                 self._plans.popitem(last=False)
         return plan
+
+    def _in_use(self) -> tuple[Graph, Weights]:
+        # What plans are made of.
+        with self._lock:
+            if self._ready is None:
+                graph = fused(self._graph)
+                self._ready = graph, Weights(graph.constants)
+            return self._ready
+
+    def rehearse(self, sizes: Mapping[str, int]) -> Rehearsal:
+        """What a run takes at the given sizes, by name: memory, and the kernels that it calls. Nothing is run, nothing is compiled.
+
+        Raises:
+            InputError: the model cannot run at these sizes.
+        """
+        return rehearse(self._in_use()[0], sizes)
 
     def __repr__(self) -> str:
         return f"Model({signature(self._graph.inputs)}; {len(self._graph.nodes)} nodes)"

@@ -20,7 +20,7 @@ import numpy.typing as npt
 
 from fp8np.formats import FloatFormat
 from fp8np.kernels._cpu import Cpu, describe
-from fp8np.kernels._fma import fma_1x32, fma_2x16, fma_4x16, fma_8x32
+from fp8np.kernels._fma import fma_1x32, fma_2x16, fma_4x16, fma_6x16, fma_8x32
 from fp8np.kernels._jit import entry, native
 from fp8np.kernels._native import byte_at, float_at, put_byte, put_float, word
 from fp8np.kernels._program import Task, Word, aligned_copy
@@ -115,11 +115,15 @@ else:
 
         @native
         def block(a: int, stride: int, offsets: int, b: int, c: int, steps: int, first: int, rows: int) -> None:
-            """c (+)= a @ b for up to 32 rows, of which whole groups of 4 are computed."""
-            for r in range(0, rows, 4):
-                place = c + (r // 16) * 2048 + (r % 16) * 64
-                fma_4x16(a + r * stride, stride, offsets, b, place, steps, first)
-                fma_4x16(a + r * stride, stride, offsets, b + 64, place + 1024, steps, first)
+            """c (+)= a @ b for up to 32 rows, of which whole groups of 6, 6 and 4 are computed."""
+            for top in range(0, rows, 16):
+                for j in range(2):
+                    left, place = a + top * stride, c + (top // 16) * 2048 + j * 1024
+                    fma_6x16(left, stride, offsets, b + 64 * j, place, steps, first)
+                    if rows > top + 6:
+                        fma_6x16(left + 6 * stride, stride, offsets, b + 64 * j, place + 384, steps, first)
+                    if rows > top + 12:
+                        fma_4x16(left + 12 * stride, stride, offsets, b + 64 * j, place + 768, steps, first)
 
     else:
 

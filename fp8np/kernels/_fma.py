@@ -3,8 +3,8 @@
 The sums lie as those of `fp8np.kernels._x86`, four tiles of 16 x 16. a is read in place, 32 float32 (128 bytes) a step, from
 a + r * stride + offsets[s]. b is f32 (steps, 32, 32): k, then columns.
 
-With 512-bit registers eight rows by 32 columns are 16 sums, enough to hide the latency of a multiply-add; with sixteen registers of
-256 bits four rows by 16 columns are 8 sums, which just hide it (4 cycles, two a cycle), and leave room for b.
+With 512-bit registers eight rows by 32 columns are 16 sums, enough to hide the latency of a multiply-add. With sixteen registers of
+256 bits six rows by 16 columns are 12 sums; four rows would be 8, which just hide it (4 cycles, two a cycle).
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from fp8np.kernels._emit import I32, I64, at, call, load, loop, plus, store, tim
 from fp8np.kernels._jit import intrinsic, types
 from fp8np.kernels._vector import memory
 
-__all__ = ["fma_1x32", "fma_2x16", "fma_4x16", "fma_8x32"]
+__all__ = ["fma_1x32", "fma_2x16", "fma_4x16", "fma_6x16", "fma_8x32"]
 
 _F32 = ir.FloatType()
 _VF = ir.VectorType(_F32, 16)
@@ -82,6 +82,8 @@ fma_8x32 = _block(8, 2)
 """c (+)= a @ b for eight rows and 32 columns: (a, stride, offsets, b, c, steps, first); with `first`, c need not be zero before."""
 fma_1x32 = _block(1, 2)
 """The same for one row."""
+fma_6x16 = _block(6, 1)
+"""The same for six rows and 16 columns."""
 fma_4x16 = _block(4, 1)
 """The same for four rows and 16 columns."""
 fma_2x16 = _block(2, 1)

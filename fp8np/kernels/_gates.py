@@ -21,7 +21,7 @@ from fp8np.kernels._jit import intrinsic, native, types
 from fp8np.kernels._vector import memory
 from fp8np.kernels._x86 import tiles_off, tiles_on
 
-__all__ = ["BRAIN", "FLOATS", "HAS_TILES", "TILES", "begin", "end", "fma_gates", "multiply_3", "multiply_4", "tile_gates"]
+__all__ = ["BRAIN", "FLOATS", "HAS_TILES", "TILES", "begin", "end", "fma_gates", "multiply_3", "multiply_4", "prefetch", "tile_gates"]
 
 _F32 = ir.FloatType()
 _VF, _VI = ir.VectorType(_F32, 16), ir.VectorType(I32, 16)
@@ -82,6 +82,13 @@ def fma_gates(rows: int, span: int, brain: bool) -> Any:
     a: f32, rows at distances of `stride`. b: of a slice, bfloat16 if `brain`, else float32. Sums in the order of terms, at least one.
     """
     return intrinsic(_fma_twin(rows, span, brain), types.void, *(types.int64,) * 6)(_fma(rows, span, brain))
+
+
+@intrinsic(lambda address: None, types.void, types.int64)
+def prefetch(builder: Any, address: Any) -> Any:
+    """Brings a cache line nearer that will be read soon."""
+    hints = [ir.Constant(I32, i) for i in (0, 3, 1)]  # to read, keep in every level, data
+    call(builder, "llvm.prefetch.p0", ir.VoidType(), at(builder, address), *hints)
 
 
 # -- AMX --------------------------------------------------------------------------------------------------------------

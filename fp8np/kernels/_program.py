@@ -18,7 +18,9 @@ import ctypes
 import math
 import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -250,6 +252,11 @@ class Program:
         """All that is compiled code when it runs, each once."""
         return tuple(dict.fromkeys((_work, _wait, *(t.entry for t in self.tasks))))
 
+    @property
+    def scratch(self) -> int:
+        """Bytes that each thread needs for itself."""
+        return self._scratch
+
     def _find(self) -> None:
         # Not when it is made: what a model needs can be said without compiling anything.
         prepare(self.entries)
@@ -325,6 +332,30 @@ class _Memory:
             _wait(left, entered + 1, rest)
 
 
+_rehearsed: ContextVar[list[Entry] | None] = ContextVar("fp8np_rehearsed", default=None)
+
+
+@contextmanager
+def rehearsing() -> Iterator[list[Entry]]:
+    """Inside the block `run_tasks` runs nothing: it notes what it would run, in the list that this gives."""
+    noted: list[Entry] = []
+    token = _rehearsed.set(noted)
+    try:
+        yield noted
+    finally:
+        _rehearsed.reset(token)
+
+
+def cold() -> bool:
+    """Whether nothing has been compiled yet that any program runs."""
+    return not _work.known()
+
+
 def run_tasks(*tasks: Task, arena: int = 0, threads: int | None = None) -> None:
     """Runs tasks once."""
-    Program(tasks, arena).memory().run(threads=threads)
+    program = Program(tasks, arena)
+    noted = _rehearsed.get()
+    if noted is not None:
+        noted += program.entries
+    else:
+        program.memory().run(threads=threads)

@@ -198,7 +198,7 @@ def _cut(total: int, blocks: int, steps: int, terms: int, threads: int) -> tuple
     """Of a unit: blocks of pixels, blocks of columns, and the steps of a slab."""
     cost = steps * terms * _STEP_COST + _END_COST
     aim = max(min(_UNIT_COST, total * blocks * cost // (4 * threads)), 10_000)
-    if steps <= _SHALLOW or total == 1:
+    if steps <= _SHALLOW:
         group = min(blocks, max(1, _SLABS // (steps * 1024 * ELEMENT)))
         if total * group * cost < aim:
             return total, group, steps

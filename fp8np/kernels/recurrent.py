@@ -24,7 +24,7 @@ import numpy.typing as npt
 
 from fp8np.kernels._float_blocks import load_to
 from fp8np.kernels._functions import sigmoid, tanh
-from fp8np.kernels._gates import BRAIN, FLOATS, HAS_TILES, TILES, begin, end, multiply_3, multiply_4
+from fp8np.kernels._gates import BRAIN, FLOATS, HAS_TILES, TILES, begin, end, multiply_3, multiply_4, prefetch
 from fp8np.kernels._grid import ROUND_WORDS, on_grid, rounding_of
 from fp8np.kernels._jit import Entry, entry, native
 from fp8np.kernels._native import clear, float_at, put_float, word
@@ -231,6 +231,8 @@ def lstm(args: int, unit: int, scratch: int) -> None:
         following = scratch + word(args, _AT_LEFT) + (1 - t % 2) * half
         step = T - 1 - t if word(side, _BACKWARD) else t
         x = word(side, _X) + step * word(side, _X + 2) + first * word(side, _X + 1)
+        # Gates of the next step: many short stretches far apart, which the CPU does not fetch ahead by itself.
+        ahead = -word(side, _X + 2) if word(side, _BACKWARD) else word(side, _X + 2)
         y = word(side, _Y) + step * word(side, _Y + 2) + first * word(side, _Y + 1)
         for s in range(slices):
             scales, bias = scratch + word(args, _AT_SCALES) + 256 * s, word(side, _BIAS) + 256 * s
@@ -239,7 +241,10 @@ def lstm(args: int, unit: int, scratch: int) -> None:
                 multiply_4(order, now + r0 * stride, stride, word(side, _WEIGHTS) + s * size, sums, terms, count)
                 for r in range(r0, r0 + count):
                     state = scratch + word(args, _AT_STATE) + (r * slices + s) * 128
-                    h = _lstm_cell(x + r * word(side, _X + 1) + 64 * s, H, 16 * s, sums + (r - r0) * 64, scales, bias, state)
+                    place = x + r * word(side, _X + 1) + 64 * s
+                    for g in range(4):
+                        prefetch(place + ahead + 4 * H * g)
+                    h = _lstm_cell(place, H, 16 * s, sums + (r - r0) * 64, scales, bias, state)
                     _put_left(args, following + r * stride, 16 * s, h)
                     if word(side, _Y):
                         store_n(y + r * word(side, _Y + 1) + 64 * s, h, H - 16 * s)
@@ -280,6 +285,8 @@ def gru(args: int, unit: int, scratch: int) -> None:
         following = scratch + word(args, _AT_LEFT) + (1 - t % 2) * half
         step = T - 1 - t if word(side, _BACKWARD) else t
         x = word(side, _X) + step * word(side, _X + 2) + first * word(side, _X + 1)
+        # Gates of the next step: many short stretches far apart, which the CPU does not fetch ahead by itself.
+        ahead = -word(side, _X + 2) if word(side, _BACKWARD) else word(side, _X + 2)
         y = word(side, _Y) + step * word(side, _Y + 2) + first * word(side, _Y + 1)
         for s in range(slices):
             scales, bias = scratch + word(args, _AT_SCALES) + 192 * s, word(side, _BIAS) + 192 * s
@@ -288,7 +295,10 @@ def gru(args: int, unit: int, scratch: int) -> None:
                 multiply_3(order, now + r0 * stride, stride, word(side, _WEIGHTS) + s * size, sums, terms, count)
                 for r in range(r0, r0 + count):
                     state = scratch + word(args, _AT_STATE) + (r * slices + s) * 128
-                    h = _gru_cell(x + r * word(side, _X + 1) + 64 * s, H, 16 * s, sums + (r - r0) * 64, scales, bias, state)
+                    place = x + r * word(side, _X + 1) + 64 * s
+                    for g in range(3):
+                        prefetch(place + ahead + 4 * H * g)
+                    h = _gru_cell(place, H, 16 * s, sums + (r - r0) * 64, scales, bias, state)
                     _put_left(args, following + r * stride, 16 * s, h)
                     if word(side, _Y):
                         store_n(y + r * word(side, _Y + 1) + 64 * s, h, H - 16 * s)

@@ -11,7 +11,8 @@ from __future__ import annotations
 
 from fp8np.plan.fuse import fused
 from fp8np.plan.make import make_plan
+from fp8np.plan.rehearse import Rehearsal, rehearse
 from fp8np.plan.run import Plan
 from fp8np.plan.weights import Weights
 
-__all__ = ["Plan", "Weights", "fused", "make_plan"]
+__all__ = ["Plan", "Rehearsal", "Weights", "fused", "make_plan", "rehearse"]

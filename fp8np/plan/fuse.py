@@ -38,7 +38,7 @@ def pads_into_convolutions(graph: Graph) -> Graph:
     replaced: dict[str, tuple[str, tuple[int, int, int, int]]] = {}  # a padded value -> the value without, and its pads
     changed: dict[str, Node] = {}
     for node in graph.nodes:
-        if node.op != "pad" or node.outputs[0] in kept:
+        if node.op != "pad" or node.outputs[0] in kept or len(graph.facts(node.outputs[0]).shape) != 4:
             continue
         pads = _zero_pads(node)
         users = readers.get(node.outputs[0], [])

@@ -71,7 +71,7 @@ def _by_columns(b: Builder, node: Node) -> bool:
 def _kind(b: Builder, node: Node) -> str | None:
     """How a fused_conv2d is computed: as `kind_of` says, or "unfolded" (`_unfolded`); None: not by the engine."""
     weight, attrs = b.constant(node.inputs[1]), OPS[node.op].filled(node.attrs)
-    if weight is None or not _fits(b, node, weight) or min(attrs["pads"]) < 0 or len(b.shape(node.inputs[0])) != 4:
+    if weight is None or not _fits(b, node, weight):
         return None
     kind = kind_of(attrs["groups"], weight.shape)
     narrow = weight.shape[1] <= NARROW and weight.shape[3] > 1 and attrs["dilation"][1] == 1
