@@ -10,13 +10,32 @@ from typing import TYPE_CHECKING, Any, cast
 
 import click
 
+from fp8np.errors import InputError
+
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.progress import Progress
 
     from fp8np.kernels._jit import Step
 
-__all__ = ["Target", "compiling", "console", "progress", "writing"]
+__all__ = ["Sizes", "Target", "compiling", "console", "progress", "writing"]
+
+
+class Sizes(click.ParamType):  # type: ignore[type-arg]
+    """Sizes of axes by name."""
+
+    name = "sizes"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> dict[str, int]:
+        """``B=1,T=128`` as a dict."""
+        from fp8np._sizes import named
+
+        if isinstance(value, dict):
+            return value
+        try:
+            return named(value)
+        except InputError as error:
+            self.fail(str(error), param, ctx)
 
 
 class Target(click.Path):

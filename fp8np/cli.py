@@ -11,10 +11,11 @@ from typing import Any, TextIO
 import click
 
 import fp8np
-from fp8np._terminal import Target, compiling, console, progress, writing
+from fp8np._terminal import Sizes, Target, compiling, console, progress, writing
 from fp8np.cli_bench import bench
 from fp8np.cli_explain import explain
 from fp8np.cli_verify import verify
+from fp8np.cli_warmup import warmup
 from fp8np.errors import Fp8npError, MissingDependencyError
 
 __all__ = ["main"]
@@ -81,6 +82,7 @@ def main() -> None:
     fp8np explain  0.3
     fp8np verify
     fp8np bench
+    fp8np warmup
 
     Exit codes: 0 done, 1 failed, 2 wrong usage.
     """
@@ -89,6 +91,7 @@ def main() -> None:
 main.add_command(explain)
 main.add_command(verify)
 main.add_command(bench)
+main.add_command(warmup)
 
 
 @main.command(cls=_Convert)
@@ -212,13 +215,18 @@ def run(model: Path, inputs: Path, output: Path | None, threads: int | None, as_
 @main.command()
 @click.argument("model", type=_SOURCE_FILE)
 @click.option("--graph", "show_graph", is_flag=True, help="Every node, not only those with weights.")
+@click.option(
+    "--sizes", type=Sizes(), metavar="NAME=N,...", help="Sizes to say the memory of a run at, such as B=1,T=128; by default examples."
+)
 @click.option("--json", "as_json", is_flag=True, help="The same facts as JSON.")
-def inspect(model: Path, show_graph: bool, as_json: bool) -> None:
-    """Show what a converted MODEL computes and how it is quantized."""
+def inspect(model: Path, show_graph: bool, sizes: dict[str, int] | None, as_json: bool) -> None:
+    """Show what a converted MODEL computes, how it is quantized, and the memory that a run takes."""
     from fp8np.describe import describe, described_table
+    from fp8np.memory import memory
 
-    graph = fp8np.load(model).graph
-    facts = describe(graph, model.stat().st_size)
+    loaded = fp8np.load(model)
+    graph = loaded.graph
+    facts = describe(graph, model.stat().st_size, memory(loaded, sizes or {}))
     if as_json:
         click.echo(json.dumps(facts))
         return

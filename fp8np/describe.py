@@ -18,16 +18,17 @@ if TYPE_CHECKING:
 __all__ = ["describe", "described_table"]
 
 
-def describe(graph: Graph, file_bytes: int | None = None) -> dict[str, Any]:
+def describe(graph: Graph, file_bytes: int | None = None, memory: dict[str, Any] | None = None) -> dict[str, Any]:
     """Facts about a model as plain data, ready for JSON.
 
     Args:
         graph: the model.
         file_bytes: size of the file it is in.
+        memory: what a run takes, see `fp8np.memory`.
 
     Returns:
         "inputs", "outputs", "meta", "nodes" (count by op), "weights" (parameters, bytes, bytes as float32, count and bytes
-        by format), "file_bytes", and "layers": for each node with weights its name, op, origin, and the format, scale and
+        by format), "file_bytes", "memory", and "layers": for each node with weights its name, op, origin, and the format, scale and
         shape of its weights and of its quantized activations.
     """
     constants = graph.constants.values()
@@ -49,6 +50,7 @@ def describe(graph: Graph, file_bytes: int | None = None) -> dict[str, Any]:
             "by_format": by_format,
         },
         "file_bytes": file_bytes,
+        "memory": memory,
         "layers": list(_layers(graph)),
     }
 
@@ -107,6 +109,8 @@ def described_table(facts: dict[str, Any]) -> RenderableType:
     summary.add_row("parameters", _weights_line(weights))
     if facts["file_bytes"] is not None:
         summary.add_row("file", f"{facts['file_bytes']:,} bytes")
+    if facts["memory"] is not None:
+        summary.add_row("memory", _memory_line(facts["memory"]))
     summary.add_row("nodes", ", ".join(f"{op} {n}" for op, n in facts["nodes"].items()))
     for key, value in facts["meta"].items():
         summary.add_row(escape(key), escape(value))
@@ -141,6 +145,14 @@ def _weights_line(weights: dict[str, Any]) -> str:
     ratio = weights["float32_bytes"] / max(weights["bytes"], 1)
     parts = ", ".join(f"{name} {entry['bytes']:,}" for name, entry in weights["by_format"].items())
     return f"{weights['elements']:,} numbers in {weights['bytes']:,} bytes ({ratio:.2f}x less than in float32): {parts}"
+
+
+def _memory_line(memory: dict[str, Any]) -> str:
+    sizes = ", ".join(f"{name}={n}" for name, n in memory["sizes"].items())
+    return (
+        f"weights {memory['packed']:,} bytes, packed; {memory['arena']:,} for each run at a time{f' at {sizes}' if sizes else ''}, "
+        f"{memory['thread']:,} for each thread of it"
+    )
 
 
 def _scale(weight: dict[str, Any]) -> str:

@@ -22,7 +22,7 @@ import numpy as np
 from fp8np._settings import cache_dir
 from fp8np.kernels._cpu import describe
 
-__all__ = ["fingerprint", "kept_in"]
+__all__ = ["OFF", "fingerprint", "kept_in", "place"]
 
 # What a relative FP8NP_CACHE starts from: the working directory may change before anything is compiled.
 try:
@@ -33,25 +33,33 @@ except FileNotFoundError:
 
 @lru_cache(maxsize=1)
 def kept_in() -> Path | None:
-    """The directory in which this process keeps compiled kernels; None where it keeps none."""
+    """The directory in which this process keeps compiled kernels; None where it keeps none, for which the first caller is warned once."""
+    directory, problem = place()
+    if directory is None and problem != OFF:
+        warnings.warn(
+            f"fp8np: compiled kernels cannot be kept in {problem}; each process compiles them anew. "
+            "Set FP8NP_CACHE to a writable directory, or to 'off' to silence this.",
+            RuntimeWarning,
+            stacklevel=2,
+        )
+    return directory
+
+
+OFF = "the cache is off. Set FP8NP_CACHE to a directory."
+
+
+def place() -> tuple[Path | None, str]:
+    """As `kept_in`; or None and why not."""
     base = cache_dir()
     if base is None:
-        return None
+        return None, OFF
     directory = _START / base / f"kernels-{fingerprint()}"
     try:
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         problem = _problem(directory)
     except OSError as error:
-        problem = str(error)
-    if problem:
-        warnings.warn(
-            f"fp8np: compiled kernels cannot be kept in {directory} ({problem}); each process compiles them anew. "
-            "Set FP8NP_CACHE to a writable directory, or to 'off' to silence this.",
-            RuntimeWarning,
-            stacklevel=2,
-        )
-        return None
-    return directory
+        problem = error.strerror or str(error)
+    return (None, f"{directory} ({problem})") if problem else (directory, "")
 
 
 def _problem(directory: Path) -> str | None:

@@ -25,7 +25,20 @@ from fp8np.kernels._jit import entry, native
 from fp8np.kernels._native import byte_at, float_at, put_byte, put_float, word
 from fp8np.kernels._program import Task, Word, aligned_copy
 from fp8np.kernels._vector import as_float, as_int, floats, ints, load_bytes, select_int, shl, shr, store
-from fp8np.kernels._x86 import amx_block_1, amx_block_2, bf16_dots_8, thin_1, thin_2, thin_4, tiles_off, tiles_on, widen_64, widen_packed_64
+from fp8np.kernels._x86 import (
+    amx_block_1,
+    amx_block_2,
+    amx_stream_1,
+    amx_stream_2,
+    bf16_dots_8,
+    thin_1,
+    thin_2,
+    thin_4,
+    tiles_off,
+    tiles_on,
+    widen_64,
+    widen_packed_64,
+)
 
 __all__ = [
     "COLUMNS",
@@ -43,6 +56,7 @@ __all__ = [
     "packed_steps",
     "put_pair",
     "rounded_half",
+    "streamed",
     "thin_block",
     "widen_codes",
     "widen_slab",
@@ -53,11 +67,12 @@ STEP = 32
 """Terms of K in a step."""
 COLUMNS = 32
 """Columns of a block."""
-DEPTH = 8
-"""Steps of a slab."""
 
 _CPU = describe().cpu
 _HALF = _CPU >= Cpu.AVX512_BF16
+
+DEPTH = 16 if _CPU >= Cpu.AMX_BF16 else 8
+"""Steps of a slab: 32 KiB."""
 
 ELEMENT = 2 if _HALF else 4
 """Bytes of a widened element."""
@@ -81,6 +96,14 @@ if _CPU >= Cpu.AMX_BF16:
             amx_block_2(a, stride, offsets, b, c, steps, first)
         else:
             amx_block_1(a, stride, offsets, b, c, steps, first)
+
+    @native
+    def streamed(a: int, stride: int, offsets: int, b: int, c: int, steps: int, first: int, rows: int) -> None:
+        """`block`, where b comes back soon and a does not."""
+        if rows > 16:
+            amx_stream_2(a, stride, offsets, b, c, steps, first)
+        else:
+            amx_stream_1(a, stride, offsets, b, c, steps, first)
 
 else:
 
@@ -134,6 +157,10 @@ else:
                 place = c + (r // 16) * 2048 + (r % 16) * 64
                 fma_2x16(a + r * stride, stride, offsets, b, place, steps, first)
                 fma_2x16(a + r * stride, stride, offsets, b + 64, place + 1024, steps, first)
+
+
+if _CPU < Cpu.AMX_BF16:
+    streamed = block
 
 
 # -- widening ---------------------------------------------------------------------------------------------------------
