@@ -16,6 +16,7 @@ from fp8np.kernels._grid import PARTS, Image, matrix, round_words
 from fp8np.kernels._program import Arena, External, Program, Task, Word, aligned_array
 from fp8np.kernels._threads import get_num_threads
 from fp8np.kernels.depthwise import depthwise_task
+from fp8np.kernels.pack import pack_task, packed_size
 from fp8np.kernels.product import Packed, product_task
 from fp8np.kernels.widen import quantize_task, scale_tasks, split_task, widen_task
 from fp8np.packed import PackedTensor
@@ -28,18 +29,29 @@ _ONE = np.ones(1, np.float32)
 
 def engine_product(a: Codes, a_format: FloatFormat, b: Codes, b_format: FloatFormat) -> Floats:
     """f32 (Z, M, N) of codes a (Z|1, M, K) and b (Z|1, N, K), without scales. NaN is 0x7FC00000."""
-    Z = max(len(a), len(b)) if len(a) and len(b) else 0
-    out = aligned_array((Z, a.shape[1], b.shape[1]))
-    if out.size == 0:
-        return out
-    if a.shape[2] == 0:
+    Z, (M, K), N = max(len(a), len(b)) if len(a) and len(b) else 0, a.shape[1:], b.shape[1]
+    out = aligned_array((Z, M, N))
+    if out.size == 0 or K == 0:
         out[:] = 0
         return out
+    rows = np.ascontiguousarray(a)
+    # One program: each b is packed into a place of its own, each a widened, both where the batch shares them once.
+    image, size = matrix(M, K), packed_size(N, 1, K)
+    tables = decode_tables(a_format), decode_tables(b_format)
+    codes = aligned_array((len(b), *size), np.uint8)
+    scale = np.zeros(size[0] * 32, np.float32)
+    scale[:N] = 1
+    offsets = np.array([image.offset(s) for s in range(image.steps)], np.int64)
+    tasks = [widen_task(View(rows, M * K, 0, K), View(Arena(0), image.size, 0, image.pitch), image.panel, (len(a), 1, M, K), tables[0])]
+    tasks += [pack_task(m, (m.strides[0], 0, m.strides[1]), N, 1, K, codes[z]) for z, m in enumerate(b)]
     for z in range(Z):
-        if z == 0 or len(b) > 1:
-            made = filters(QTensor(b[z if len(b) > 1 else 0], b_format))
-        rows = np.ascontiguousarray(a[z if len(a) > 1 else 0])
-        _program(rows.shape, a_format, made.packed, made.scale, rows=False).run(rows, _ONE, out[z])
+        view = View(Arena(z * image.size if len(a) > 1 else 0), 0, 0, image.pitch)
+        left = Left(view, 1, 1, M, M, _ONE)
+        ending = Ending(scale, no_bias(size[0]), out=View(out[z], 0, 0, 4 * N), one_nan=True)
+        packed = Packed(codes[z if len(b) > 1 else 0], tables[1], N)
+        tasks.append(product_task(left, packed, offsets, ending, threads=get_num_threads()))
+    program = Program(tasks, len(a) * image.size)
+    program.memory().run()
     return out
 
 
@@ -58,7 +70,7 @@ def engine_matmul(a: QTensor, b: PackedTensor) -> Floats:
 
 
 class _Run:
-    """A program of one call, and what it is given."""
+    """A program that multiplies what it is given: arrays a, scale and out."""
 
     def __init__(self, tasks: list[Task], arena: int, zeroed: int = 0) -> None:
         self.program = Program(tasks, arena, zeroed)

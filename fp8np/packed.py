@@ -11,7 +11,7 @@ from fp8np._packing import filters, packable
 from fp8np.errors import DTypeError, FormatError, PolicyError, ScaleError, ShapeError
 from fp8np.formats import FloatFormat
 from fp8np.kernels._engine import ELEMENT, widened_task
-from fp8np.kernels._program import Program, aligned, run_tasks
+from fp8np.kernels._program import aligned, run_tasks
 from fp8np.kernels.product import Packed
 from fp8np.tensor import QTensor
 
@@ -36,7 +36,7 @@ class PackedTensor:
         self.format = fmt
         self.shape = shape
         # Programs by what they are called with: making one takes as long as a small product.
-        self.programs: dict[Any, Program] = {}
+        self.programs: dict[Any, Any] = {}
 
     @property
     def ndim(self) -> int:

@@ -145,7 +145,8 @@ def test_pads_that_stay(build: Build, ops: list[str]) -> None:
 
 
 def test_a_pad_of_channels_stays() -> None:
-    assert applied("pads into convolutions", lambda b, x: convolved(b, padded((1, 1, 1, 1, 1, 1))(b, x)), ("B", 2, 6, 7)) == ["pad", "conv2d"]
+    build: Build = lambda b, x: convolved(b, padded((1, 1, 1, 1, 1, 1))(b, x))  # noqa: E731
+    assert applied("pads into convolutions", build, ("B", 2, 6, 7)) == ["pad", "conv2d"]
 
 
 def test_a_pad_of_filters_stays() -> None:
@@ -292,6 +293,10 @@ def itself(b: GraphBuilder, x: str) -> str:
     return x
 
 
+def plus_x(b: GraphBuilder, y: str) -> str:
+    return str(b.node("add", (y, "x")))
+
+
 def other(*shape: int, name: str = "r", dtype: str = "float32") -> Build:
     return lambda b, x: b.input(name, shape, dtype)
 
@@ -313,8 +318,8 @@ RESIDUALS: list[tuple[str, Build, tuple[Any, ...], list[str]]] = [
     ("of a constant", added(product, lambda b, x: b.constant("c", np.ones((3, 8)))), (3, 8), ["fused_linear", "add"]),
     ("of a number", lambda b, x: b.node("add", (product(b, x),), {"scalar": 2.0}), ROWS, ["fused_linear", "add"]),
     ("of itself", lambda b, x: (lambda y: b.node("add", (y, y)))(product(b, x)), ROWS, ["fused_linear", "add"]),
-    ("read twice", both(lambda b, y: b.node("add", (y, "x")), lambda b, y: b.node("exp", (y,)), product), ROWS, ["fused_linear", "add", "exp"]),
-    ("is an output", both(lambda b, y: b.node("add", (y, "x")), lambda b, y: y, product), ROWS, ["fused_linear", "add"]),
+    ("read twice", both(plus_x, lambda b, y: b.node("exp", (y,)), product), ROWS, ["fused_linear", "add", "exp"]),
+    ("is an output", both(plus_x, lambda b, y: y, product), ROWS, ["fused_linear", "add"]),
     ("two", added(added(product, itself), other(3, 8)), (3, 8), ["fused_linear", "add"]),
 ]
 

@@ -13,13 +13,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 from _products import assert_same_bits, random_codes
-from numba.core.dispatcher import Dispatcher
 
 import fp8np.kernels
 from fp8np.codec import decode, decode_table, encode
 from fp8np.formats import FORMATS, get_format
 from fp8np.kernels import _threads
 from fp8np.kernels._cpu import Cpu
+from fp8np.kernels._jit import Compiled
 from fp8np.kernels._table import kernels, select
 from fp8np.kernels._threads import threads
 from fp8np.kernels._tile import DEPTH, LANES, products_are_exact
@@ -51,6 +51,7 @@ OPERANDS = {
 }
 E4M3 = get_format("e4m3fn")
 E5M2 = get_format("e5m2")
+LOW = get_format("e5m2@80")
 NONE = np.empty(0, np.float32)
 
 
@@ -177,7 +178,7 @@ def convert(name, writeable):
         for dtype in (np.uint8, np.uint32):
             bits = np.full(x.shape, 77, dtype)
             bits.flags.writeable = writeable
-            results.append(encode(x, name, rounding="stochastic_a", random_bits=bits))
+            results += [encode(values, name, rounding="stochastic_a", random_bits=bits) for values in (x, single)]
         for found in results:
             decode(found, name)
 
@@ -200,10 +201,12 @@ def test_one_signature_for_every_core():
     for a, b in ((writable, frozen), (frozen, writable)):
         for accumulate, init in itertools.product(("exact", "sequential", "hopper", "cdna3"), (None, np.float32(1))):
             matmul(QTensor(a, E5M2), QTensor(b, E5M2).transpose(0, 2, 1), accumulate=accumulate, init=init)
+        # Products that a float32 does not hold.
+        matmul(QTensor(a, LOW), QTensor(b, LOW).transpose(0, 2, 1), accumulate="sequential")
     compiled = {}
     for path in FOLDER.glob("[!_]*.py"):
         cores = vars(importlib.import_module(f"fp8np.kernels.{path.stem}"))
-        compiled |= {f"{path.stem}.{key}": core.signatures for key, core in cores.items() if isinstance(core, Dispatcher)}
+        compiled |= {f"{path.stem}.{key}": core.signatures for key, core in cores.items() if isinstance(core, Compiled)}
     # A row's entry calls these. The other cores are inlined into them, some for float32 and for float64.
     called = {"gemm._panels", "gemm._thin", "gemm._plain", "conv._panels", "conv._depthwise", "aligned._stripes"}
     called |= {"exact._exact_sum", "exact_gemm._exact_gemm", "exact_gemm._codes_used", "stochastic._encode_f32_stochastic"}

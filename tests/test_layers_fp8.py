@@ -153,8 +153,9 @@ def test_fp8_matmul(f: str, g: str, a: Any, b: Any) -> None:
 def test_fp8_matmul_with_an_operand_that_lies_otherwise() -> None:
     left, right = fp8(normal(5, 2, 3), "e4m3fn"), fp8(normal(5, 4, 3), "e5m2")
     b = GraphBuilder()
-    names = [b.input("a", left.shape, "float32"), b.node("transpose", (b.input("b", right.shape, "float32"),), {"dim0": 1, "dim1": 2})]
-    names = [b.node("quantize", (n,), {"format": q.format.name, "scale": float(q.scale)}) for n, q in zip(names, (left, right), strict=True)]
+    turned = b.node("transpose", (b.input("b", right.shape, "float32"),), {"dim0": 1, "dim1": 2})
+    sources = (b.input("a", left.shape, "float32"), left), (turned, right)
+    names = (b.node("quantize", (name,), {"format": q.format.name, "scale": float(q.scale)}) for name, q in sources)
     model = Model(b.finish(b.node("matmul", tuple(names))))
     operands = exact(left), exact(right).swapaxes(1, 2)
     got = model.run({"a": dequantize(left), "b": dequantize(right)})

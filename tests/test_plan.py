@@ -57,8 +57,8 @@ def test_transformer(size: tuple[int, int]) -> None:
     """As near to the law as NumPy's float32 is: every kernel makes as many roundings, and functions within a few units."""
     model = Model(transformer())
     inputs = tokens(*size)
-    got, near, law = (list(leaves(r)) for r in (model.run(inputs), *(interpret(model.graph, inputs, dtype=t) for t in (np.float32, np.float64))))
-    for a, b, exact in zip(got, near, law, strict=True):
+    near, law = (list(leaves(interpret(model.graph, inputs, dtype=dtype))) for dtype in (np.float32, np.float64))
+    for a, b, exact in zip(leaves(model.run(inputs)), near, law, strict=True):
         assert a.shape == exact.shape
         assert np.abs(a - exact).max() <= 4 * np.abs(b - exact).max() + 16 * 2.0**-24 * np.abs(exact).max()
     # The check of the indices is all that runs in Python.
@@ -66,18 +66,8 @@ def test_transformer(size: tuple[int, int]) -> None:
     assert sum(not isinstance(s, tuple) for s in plan.segments) == 1
 
 
-@pytest.mark.parametrize("inputs", [{"x": whole(0, 3, 8, 8)}, {"x": whole(2, 3, 8, 8)[:, :, :, :0]}], ids=["no picture", "no pixel"])
-def test_nothing_to_do(inputs: Any) -> None:
-    graph = cnn()
-    if inputs["x"].shape[0]:
-        pytest.skip("a picture without pixels is smaller than the filters")
-    for a, b in zip(leaves(Model(graph).run(inputs)), leaves(interpret(graph, inputs)), strict=True):
-        np.testing.assert_array_equal(a, b, strict=True)
-
-
-def test_no_sentence() -> None:
-    graph = transformer()
-    inputs = tokens(0, 5)
+@pytest.mark.parametrize(("graph", "inputs"), [(cnn(), {"x": whole(0, 3, 8, 8)}), (transformer(), tokens(0, 5))])
+def test_nothing_to_do(graph: Graph, inputs: Any) -> None:
     for a, b in zip(leaves(Model(graph).run(inputs)), leaves(interpret(graph, inputs)), strict=True):
         np.testing.assert_array_equal(a, b, strict=True)
 
@@ -90,7 +80,7 @@ VIEWS: dict[str, Callable[[GraphBuilder, str, Callable[..., Any]], str]] = {
     "slice": lambda b, x, pick: b.node("slice", (x,), {"dim": pick(4), "start": pick(2), "end": 9, "step": 1 + pick(2)}),
     "narrow": lambda b, x, pick: (lambda d: b.node("narrow", (x,), {"dim": d, "start": 0, "length": min(2, size(b, x)[d])}))(pick(4)),
     "split": lambda b, x, pick: (lambda d: _last(b.node("split", (x,), {"split_size": 2, "dim": d})))(pick(4)),
-    "expand": lambda b, x, pick: b.node("expand", (b.node("narrow", (x,), {"dim": 1, "start": 0, "length": 1}), None), {"size": (-1, 3, -1, -1)}),
+    "expand": lambda b, x, pick: b.node("expand", (b.node("slice", (x,), {"dim": 1, "end": 1}), None), {"size": (-1, 3, -1, -1)}),
     "flatten": lambda b, x, pick: b.node("unsqueeze", (b.node("flatten", (x,), {"start_dim": 1, "end_dim": 2}),), {"dim": pick(4)}),
     "relu": lambda b, x, pick: b.node("relu", (x,)),
     "double": lambda b, x, pick: b.node("add", (x, x)),
@@ -145,14 +135,14 @@ def test_values_may_lie_in_any_order(data: st.DataObject) -> None:
             np.testing.assert_array_equal(a, b_)
 
 
-@pytest.mark.parametrize("kind", ["softmax", "layer_norm", "gelu", "global mean"])
+@pytest.mark.parametrize("kind", ["softmax", "layer_norm", "gelu", "mean"])
 def test_layouts_that_others_read(kind: str) -> None:
     b = GraphBuilder()
     x = b.input("x", ("B", 6, 5, 8), "float32")
     turned = b.node("permute", (b.node("slice", (x,), {"dim": 3, "start": 1, "end": 8, "step": 2}),), {"dims": (0, 3, 1, 2)})
-    attrs: dict[str, Any] = {"softmax": {"dim": -1}, "layer_norm": {"normalized_shape": (5,), "eps": 1e-5}, "global mean": {"dim": (2, 3)}}.get(kind, {})
+    attrs: dict[str, Any] = {"softmax": {"dim": -1}, "layer_norm": {"normalized_shape": (5,), "eps": 1e-5}, "mean": {"dim": (2, 3)}}
     inputs = (turned, b.constant("g", normal(5)), None) if kind == "layer_norm" else (turned,)
-    graph = b.finish(b.node("mean" if kind == "global mean" else kind, inputs, attrs))
+    graph = b.finish(b.node(kind, inputs, attrs.get(kind)))
     given = {"x": normal(3, 6, 5, 8).astype(np.float32)}
     np.testing.assert_allclose(Model(graph).run(given), interpret(graph, given, dtype=np.float64), rtol=1e-5, atol=1e-6)
 

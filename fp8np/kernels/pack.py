@@ -65,11 +65,13 @@ def pack_task(source: Word, strides: tuple[int, int, int], columns: int, taps: i
 
 def packed_codes(codes: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
     """u8 (N, taps, K) of any strides, packed, from a cache line on."""
-    shape = packed_size(*codes.shape)
+    n, t, k = codes.shape
+    shape = packed_size(n, t, k)
     size = shape[0] * shape[1] * shape[2]
     out = aligned(size)[:size]
     if codes.size:
-        run_tasks(pack_task(codes, codes.strides, *codes.shape, out))
+        (column, tap, term), (columns, taps, terms) = codes.strides, codes.shape
+        run_tasks(pack_task(codes, (column, tap, term), columns, taps, terms, out))
     else:
         out[:] = 0
     return out.reshape(shape)

@@ -7,6 +7,7 @@ channels at a fixed distance from the output pixel, its tap..
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -78,7 +79,7 @@ def product(args: int, unit: int, scratch: int) -> None:
 
 
 @native
-def _own(args: int, n: int) -> int:
+def _own(args: int, n: int) -> Any:
     # Where a column block of a convolution in groups finds its channels.
     if word(args, W.FLAGS) & W.GROUPED:
         return n // DEPTH * word(args, W.A_PANEL) + n % DEPTH * STEP * ELEMENT

@@ -34,7 +34,7 @@ _ROUND = 14
 
 
 @native
-def _place(args: int, view: int, pixel: int) -> int:
+def _place(args: int, view: int, pixel: int) -> Any:
     # The address of a pixel, counted through all images.
     H, W = word(args, _H), word(args, _W)
     y = pixel // W
@@ -214,12 +214,13 @@ def amax(args: int, unit: int, scratch: int) -> None:
 
 @entry
 def scale_of(args: int, unit: int, scratch: int) -> None:
-    """Words: float32 maxima, how many, the format's largest value (float32), where the scale goes. 1 where all is zero."""
+    """Words: float32 maxima, how many, the largest value of the format, where the scale goes: that of `fp8np.scaling.scale_for`."""
     top = np.float32(0)
     for i in range(word(args, 1)):
         top = max(top, float_at(word(args, 0) + 4 * i))
-    scale = top / float_at(args + 16)
-    put_float(word(args, 3), scale if scale > 0 else np.float32(1))
+    # A scale below the normal numbers would lose bits.
+    scale = max(top / float_at(args + 16), np.float32(2.0**-126))
+    put_float(word(args, 3), scale if top > 0 else np.float32(1))
 
 
 def scale_tasks(x: Word, count: int, largest_value: float, parts: Word, scale: Word) -> tuple[Task, Task]:

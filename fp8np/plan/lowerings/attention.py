@@ -23,7 +23,8 @@ def _heads(b: Builder, name: str | None) -> Stored:
 
 
 def _at(stored: Stored) -> Heads:
-    return Heads(word(stored.at), *stored.strides[:3])
+    batch, head, row, _ = stored.strides
+    return Heads(word(stored.at), batch, head, row)
 
 
 def lower(b: Builder, node: Node, attrs: Mapping[str, Any]) -> bool:
@@ -41,16 +42,19 @@ def lower(b: Builder, node: Node, attrs: Mapping[str, Any]) -> bool:
         stored = b.value(name)
         shape = (*(1,) * (4 - len(stored.shape)), *stored.shape)
         strides = (*(0,) * (4 - len(stored.shape)), *stored.strides)
-        steps = tuple(0 if n == 1 else s for n, s in zip(shape, strides, strict=True))
-        mask = Mask(word(stored.at), *steps, boolean=stored.dtype == np.bool_)
+        b_, h_, r_, c_ = (0 if n == 1 else s for n, s in zip(shape, strides, strict=True))
+        mask = Mask(word(stored.at), b_, h_, r_, c_, boolean=bool(stored.dtype == np.bool_))
     # Rows of all heads side by side, as the linear layer after it reads them.
     wide = dense((batch, queries, heads, value_width))
     s = wide.strides
     result = Stored(wide.at, out, (s[0], s[2], s[1], s[3]))
     b.stored[node.outputs[0]] = result
+    q, k, v = (_at(_heads(b, n)) for n in node.inputs[:3])
     b.emit(
         attention_task(
-            *(_at(_heads(b, n)) for n in node.inputs[:3]),
+            q,
+            k,
+            v,
             _at(result),
             batch=batch,
             heads=heads,

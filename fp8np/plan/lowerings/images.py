@@ -15,7 +15,7 @@ __all__ = ["LOWERINGS"]
 def _pair(value: Any, other: Any = None) -> tuple[int, int]:
     value = other if value is None or value == () else value
     values = tuple(value) if isinstance(value, tuple) else (value, value)
-    return values if len(values) == 2 else (values[0], values[0])  # type: ignore[return-value]
+    return (values[0], values[-1])
 
 
 def _pool(largest: bool) -> Callable[[Builder, Node, Mapping[str, Any]], bool]:
@@ -26,14 +26,25 @@ def _pool(largest: bool) -> Callable[[Builder, Node, Mapping[str, Any]], bool]:
         x = b.last(node.inputs[0])
         y = b.new(node.outputs[0], channels_last=True)
         images, channels, height, width = shape
-        kernel = _pair(attrs["kernel_size"])
-        common = {"kernel": kernel, "stride": _pair(attrs["stride"], kernel), "padding": _pair(attrs["padding"])}
-        place = word(x.at), word(y.at), (images, height, width, channels), out[2:]
+        source, target, sizes = word(x.at), word(y.at), (images, height, width, channels)
+        size, kernel, padding = (out[2], out[3]), _pair(attrs["kernel_size"]), _pair(attrs["padding"])
+        stride = _pair(attrs["stride"], kernel)
         if largest:
-            b.emit(max_pool_task(*place, **common, dilation=_pair(attrs["dilation"])))
+            dilation = _pair(attrs["dilation"])
+            task = max_pool_task(source, target, sizes, size, kernel=kernel, stride=stride, padding=padding, dilation=dilation)
         else:
-            counted = {name: attrs[name] for name in ("count_include_pad", "divisor_override")}
-            b.emit(avg_pool_task(*place, **common, **counted))
+            task = avg_pool_task(
+                source,
+                target,
+                sizes,
+                size,
+                kernel=kernel,
+                stride=stride,
+                padding=padding,
+                count_include_pad=attrs["count_include_pad"],
+                divisor_override=attrs["divisor_override"],
+            )
+        b.emit(task)
         return True
 
     return lower

@@ -62,8 +62,8 @@ def batch_norm(b: Builder, node: Node, attrs: Mapping[str, Any]) -> bool:
     x = x if last else b.plain(node.inputs[0])
     y = b.new(node.outputs[0], channels_last=last)
     sizes = (shape[0], math.prod(shape[2:]), shape[1]) if last else (shape[0], shape[1], math.prod(shape[2:]))
-    scales = (np.ascontiguousarray(v, np.float32) for v in (factor, shift))
-    b.emit(batch_norm_task(word(x.at), *scales, word(y.at), sizes, channels_last=last))
+    scale, offset = np.ascontiguousarray(factor, np.float32), np.ascontiguousarray(shift, np.float32)
+    b.emit(batch_norm_task(word(x.at), scale, offset, word(y.at), sizes, channels_last=last))
     return True
 
 

@@ -71,14 +71,15 @@ def _lower(lines: bool) -> Callable[[Builder, Node, Mapping[str, Any]], bool]:
             b.emit(split_task(view, target, image.panel, image.part, sizes))
         else:
             b.emit(quantize_task(view, target, image.panel, sizes, b.rounding(name)))
-        taps = taps_of(image, kernel, (1, 1), dilation, pads)  # type: ignore[arg-type]
+        taps = taps_of(image, kernel, (1, 1), dilation, pads)
         scale: Word = np.ones(1, np.float32) if q is None else q.scale
         start = View(word(memory.plus(taps.first)), image.image, taps.row, taps.pixel)
-        left = Left(start, images, *out_shape[2:], taps.raster, scale, part=image.part if image.parts > 1 else 0)
+        part = image.part if image.parts > 1 else 0
+        left = Left(start, images, out_shape[2], out_shape[3], taps.raster, scale, part=part)
         offsets = np.array([t + image.offset(s) for t in taps.offsets for s in range(image.steps)], np.int64)
         shift = no_bias(made.packed.blocks)
         if bias is not None:
-            shift[: len(bias)] = bias  # type: ignore[arg-type, call-overload]
+            shift[: len(bias)] = np.asarray(bias)
         out = dense(out_shape, channels_last=True)
         strides = last_strides(out_shape, 4)
         b.stored[node.outputs[0]] = Stored(out.at, b.shape(node.outputs[0]), (*strides[:2], strides[3]) if lines else strides)
