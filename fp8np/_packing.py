@@ -17,7 +17,19 @@ from fp8np.kernels.pack import pack_floats_task, packed_codes
 from fp8np.kernels.product import Packed
 from fp8np.tensor import QTensor
 
-__all__ = ["Filters", "Pads", "Singles", "Taps", "filters", "grouped_filters", "kind_of", "packable", "singles", "spread_filters", "taps_of"]
+__all__ = [
+    "Filters",
+    "Pads",
+    "Singles",
+    "Taps",
+    "filters",
+    "grouped_filters",
+    "kind_of",
+    "packable",
+    "singles",
+    "spread_filters",
+    "taps_of",
+]
 
 
 @dataclass(frozen=True)

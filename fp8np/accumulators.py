@@ -48,7 +48,7 @@ class Accumulator:
 
     Attributes:
         name: how errors and reports call it.
-        kind: ``"fp32"`` (float32, k ascending on the CPUs measured; products may be fused), ``"exact"`` (the exact sum, rounded
+        kind: ``"fp32"`` (float32, in the order of the fastest kernel), ``"exact"`` (the exact sum, rounded
             once), ``"sequential"`` (float32, k ascending, product and sum rounded one after the other) or ``"aligned"``. All
             fields below but the last two are for ``"aligned"`` alone; the others give 0x7FC00000 for NaN.
         group: products summed in a step.

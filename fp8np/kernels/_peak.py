@@ -88,7 +88,9 @@ def measure(kind: str, threads: int) -> float | None:
     if kind not in KINDS or threads < 1 or (kind == "tdpbf16ps" and not cpu_has(Cpu.AMX_BF16)):
         return None
     operands = aligned(2048)
-    memory(operands.ctypes.data, 1024, np.uint16)[:] = np.random.default_rng(0).standard_normal(1024).astype(np.float32).view(np.uint32) >> 16
+    memory(operands.ctypes.data, 1024, np.uint16)[:] = (
+        np.random.default_rng(0).standard_normal(1024).astype(np.float32).view(np.uint32) >> 16
+    )
     entry_, flops = (tile_products, 4 * 16384.0) if kind == "tdpbf16ps" else (vector_products, _SUMS * 32.0)
     count = 20_000 if kind == "tdpbf16ps" else 200_000
     run = Program([Task(entry_, (operands, count), threads, 4096)]).memory()

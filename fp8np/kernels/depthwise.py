@@ -22,10 +22,7 @@ __all__ = ["depthwise_task"]
 
 _C = 256
 
-if ELEMENT == 2:
-    load_widened = load_bf16
-else:
-    load_widened = load
+load_widened = load_bf16 if ELEMENT == 2 else load
 
 
 @native

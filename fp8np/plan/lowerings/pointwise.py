@@ -55,6 +55,10 @@ def _clamp(attrs: Mapping[str, Any]) -> tuple[str, float, float] | None:
     return "", -_INF if lo is None else float(lo), _INF if hi is None else float(hi)
 
 
+def _by_name(name: str) -> Callable[[Mapping[str, Any]], tuple[str, float, float]]:
+    return lambda attrs: (name, 0.0, 0.0)
+
+
 _UNARY: dict[str, Callable[[Mapping[str, Any]], tuple[str, float, float] | None]] = {
     "relu": lambda a: ("", 0.0, _INF),
     "relu6": lambda a: ("", 0.0, 6.0),
@@ -62,9 +66,7 @@ _UNARY: dict[str, Callable[[Mapping[str, Any]], tuple[str, float, float] | None]
     "clamp": _clamp,
     "gelu": lambda a: ("gelu_tanh" if a["approximate"] == "tanh" else "gelu", 0.0, 0.0),
     "leaky_relu": lambda a: ("leaky_relu", float(a["negative_slope"]), 0.0),
-    **{name: (lambda name: lambda a: (name, 0.0, 0.0))(name) for name in ("silu", "sigmoid", "tanh", "hardswish", "hardsigmoid", "mish")},
-    "log_sigmoid": lambda a: ("log_sigmoid", 0.0, 0.0),
-    "exp": lambda a: ("exp", 0.0, 0.0),
+    **{name: _by_name(name) for name in ("silu", "sigmoid", "tanh", "hardswish", "hardsigmoid", "mish", "log_sigmoid", "exp")},
 }
 
 
