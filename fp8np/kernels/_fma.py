@@ -19,7 +19,7 @@ from fp8np.kernels._emit import I32, I64, at, call, load, loop, plus, store, tim
 from fp8np.kernels._jit import intrinsic, types
 from fp8np.kernels._vector import memory
 
-__all__ = ["fma_1x32", "fma_2x16", "fma_4x16", "fma_6x16", "fma_8x32"]
+__all__ = ["fma_1x32", "fma_2x16", "fma_4x16", "fma_6x16", "fma_8x32", "part_1x32", "part_2x16", "part_6x16", "part_8x32"]
 
 _F32 = ir.FloatType()
 _VF = ir.VectorType(_F32, 16)
@@ -27,7 +27,7 @@ _VI = ir.VectorType(I32, 16)
 
 
 def _rows(rows: int, vectors: int) -> Callable[..., Any]:
-    def emit(builder: Any, a: Any, stride: Any, offsets: Any, b: Any, c: Any, steps: Any, first: Any) -> None:
+    def emit(builder: Any, a: Any, stride: Any, offsets: Any, b: Any, c: Any, steps: Any, first: Any, terms: Any = None) -> None:
         places = [plus(builder, c, j * 1024 + r * 64) for r in range(rows) for j in range(vectors)]
         fresh = builder.icmp_signed("!=", first, ir.Constant(I64, 0))
         sums = [builder.select(fresh, ir.Constant(_VF, [0.0] * 16), load(builder, p, _VF)) for p in places]
@@ -50,7 +50,7 @@ def _rows(rows: int, vectors: int) -> Callable[..., Any]:
                         out.append(call(builder, "llvm.fmuladd.v16f32", _VF, wide, columns[j], sums[vectors * r + j]))
                 return out
 
-            return loop(builder, ir.Constant(I64, 32), sums, term)
+            return loop(builder, ir.Constant(I64, 32) if terms is None else terms, sums, term)
 
         for place, value in zip(places, loop(builder, steps, sums, body), strict=True):
             store(builder, value, place)
@@ -59,7 +59,7 @@ def _rows(rows: int, vectors: int) -> Callable[..., Any]:
 
 
 def _twin(rows: int, vectors: int) -> Callable[..., None]:
-    def twin(a: int, stride: int, offsets: int, b: int, c: int, steps: int, first: int) -> None:
+    def twin(a: int, stride: int, offsets: int, b: int, c: int, steps: int, first: int, terms: int = 32) -> None:
         for j in range(vectors):
             sums = memory(c + j * 1024, rows * 16, np.float32).reshape(rows, 16)
             if first:
@@ -67,15 +67,15 @@ def _twin(rows: int, vectors: int) -> Callable[..., None]:
             for s, offset in enumerate(memory(offsets, steps, np.int64)):
                 right = memory(b + s * 4096, 1024, np.float32).reshape(32, 32)[:, 16 * j : 16 * j + 16]
                 for r in range(rows):
-                    left = memory(a + r * stride + int(offset), 32, np.float32)
-                    for k in range(32):
+                    left = memory(a + r * stride + int(offset), terms, np.float32)
+                    for k in range(terms):
                         sums[r] += left[k] * right[k]
 
     return twin
 
 
-def _block(rows: int, vectors: int) -> Any:
-    return intrinsic(_twin(rows, vectors), types.void, *(types.int64,) * 7)(_rows(rows, vectors))
+def _block(rows: int, vectors: int, parameters: int = 7) -> Any:
+    return intrinsic(_twin(rows, vectors), types.void, *(types.int64,) * parameters)(_rows(rows, vectors))
 
 
 fma_8x32 = _block(8, 2)
@@ -88,3 +88,12 @@ fma_4x16 = _block(4, 1)
 """The same for four rows and 16 columns."""
 fma_2x16 = _block(2, 1)
 """The same for two rows and 16 columns."""
+
+part_8x32 = _block(8, 2, 8)
+"""`fma_8x32` over steps of fewer terms, the last argument; b has 32 lines a step all the same."""
+part_6x16 = _block(6, 1, 8)
+"""The same for six rows and 16 columns."""
+part_2x16 = _block(2, 1, 8)
+"""The same for two rows and 16 columns."""
+part_1x32 = _block(1, 2, 8)
+"""The same for one row and 32 columns."""

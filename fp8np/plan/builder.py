@@ -27,7 +27,7 @@ from fp8np.plan.weights import Weights
 from fp8np.scaling import dequantize, quantize
 from fp8np.tensor import QTensor
 
-__all__ = ["Builder", "Grid", "Host", "Quantized"]
+__all__ = ["Builder", "Grid", "Host", "Quantized", "floats_of"]
 
 NO_PADS: Pads = (0, 0, 0, 0)
 
@@ -160,7 +160,9 @@ class Builder:
             return self.stored[name]
         constant = self.weights.constants.get(name)
         if constant is not None:
-            array = self.weights.prepare("", name, "float32", _floats) if isinstance(constant, QTensor) else np.ascontiguousarray(constant)
+            array = (
+                self.weights.prepare("", name, "float32", floats_of) if isinstance(constant, QTensor) else np.ascontiguousarray(constant)
+            )
             stored = Stored(At(array), array.shape, array.strides, array.dtype)
         else:
             stored = self._fake_quantized(name)
@@ -324,7 +326,8 @@ class Builder:
 _COPY = Node("copy", "clone", ("x",), ("y",))
 
 
-def _floats(constant: Constant) -> Any:
+def floats_of(constant: Constant) -> Any:
+    """The numbers that a weight stands for."""
     return dequantize(constant) if isinstance(constant, QTensor) else constant
 
 

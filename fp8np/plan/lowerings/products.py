@@ -21,12 +21,14 @@ from fp8np.kernels._functions import ACTIVATIONS
 from fp8np.kernels._grid import PARTS, Image, holds
 from fp8np.kernels._program import Word
 from fp8np.kernels.depthwise import depthwise_task
+from fp8np.kernels.floats import float_product_task, packed_floats
 from fp8np.kernels.pack import pack_floats_task, packed_bytes
 from fp8np.kernels.product import Placed, product_task
 from fp8np.kernels.widen import place_task, quantize_task, split_task
 from fp8np.layers._op import OPS
-from fp8np.plan.builder import NO_PADS, Builder, Grid, word
+from fp8np.plan.builder import NO_PADS, Builder, Grid, floats_of, word
 from fp8np.plan.storage import At, Buffer, Stored, last_strides
+from fp8np.tensor import QTensor
 
 __all__ = ["LOWERINGS", "wanted_pads"]
 
@@ -157,27 +159,28 @@ def _operand(b: Builder, name: str, pads: Pads) -> Grid:
     return _split(b, _view(b.last(name)), Image(images, height, width, channels, *pads, parts=PARTS))
 
 
-def _unfolded(b: Builder, name: str, pads: Pads, kw: int, stride: int) -> Grid:
-    """The widened image of pictures of few channels in which a pixel holds all that a row of the filter reads: kw * C channels.
-
-    Pixels of the padded picture, channels last, overlap in memory; widening them makes each a pixel of its own.
+def _overlapping(b: Builder, name: str, pads: Pads, kw: int, stride: int) -> tuple[View, tuple[int, ...], int]:
+    """Pictures of few channels, padded and channels last, as pixels that overlap: each holds all that a row of the filter reads, kw * C
+    numbers. Returns the pixels, the shape of the padded pictures, and how many pixels a row has.
     """
     images, channels, height, width = b.shape(name)
     top, left, bottom, right = pads
     padded = (images, channels, height + top + bottom, width + left + right)
     strides = last_strides(padded, 4)
-    memory = At(Buffer(4 * math.prod(padded) + 4 * kw * channels, zero=f"picture {padded} {pads}" if any(pads) else ""))
-    q = b.quantized.get(name)
-    source = b.value(name if q is None else q.source)
+    memory = At(Buffer(4 * math.prod(padded) + 128 * stride * channels, zero=f"picture {padded} {pads}" if any(pads) else ""))
+    source = b.value(name)
     inner = View(word(memory.plus(top * strides[2] + left * strides[3])), strides[0], strides[2], strides[3])
     b.emit(place_task(word(source.at), source.strides, inner, source.shape))  # type: ignore[arg-type]
-    wide = (padded[3] - kw) // stride + 1
     view = View(word(memory), strides[0], strides[2], stride * strides[3])
-    image = Image(images, padded[2], wide, kw * channels, parts=1 if q else PARTS)
-    if q is None:
-        return _split(b, view, image)
+    return view, padded, (padded[3] - kw) // stride + 1
+
+
+def _unfolded(b: Builder, name: str, pads: Pads, kw: int, stride: int) -> Grid:
+    """The widened image of an FP8 value of few channels in which a pixel holds all that a row of the filter reads."""
+    view, (images, channels, height, _), wide = _overlapping(b, b.quantized[name].source, pads, kw, stride)
+    image = Image(images, height, wide, kw * channels)
     grid = Grid(image, b.image_memory(image))
-    b.emit(quantize_task(view, grid.view, image.panel, (images, padded[2], wide, kw * channels), b.rounding(name)))
+    b.emit(quantize_task(view, grid.view, image.panel, (images, height, wide, kw * channels), b.rounding(name)))
     return grid
 
 
@@ -192,6 +195,9 @@ def fused_linear(b: Builder, node: Node, attrs: Mapping[str, Any]) -> bool:
     """x (..., K), weight (N, K)."""
     if not _by_rows(b, node):
         return False
+    name = str(node.inputs[0])
+    if name not in b.quantized and not isinstance(b.constant(node.inputs[1]), QTensor) and math.prod(b.shape(name)[:-1]) <= FEW:
+        return _few_floats(b, node, attrs)
     _times_weight(b, node, b.weights.prepare("product", str(node.inputs[1]), "rows", filters), attrs)
     return True
 
@@ -219,6 +225,8 @@ def fused_conv2d(b: Builder, node: Node, attrs: Mapping[str, Any]) -> bool:
         return False
     (sy, sx), (dy, dx), (kh, kw) = attrs["stride"], attrs["dilation"], weight.shape[2:]
     images, _, ho, wo = b.shape(node.outputs[0])
+    if kind == "unfolded" and name not in b.quantized:
+        return _narrow_floats(b, node, attrs)
     if kind == "unfolded":
         grid = _unfolded(b, name, pads, kw, sx)
         made = b.weights.prepare("product", constant, "unfolded", lambda w: filters(w, unfolded=True))
@@ -248,6 +256,54 @@ def fused_conv2d(b: Builder, node: Node, attrs: Mapping[str, Any]) -> bool:
     offsets = np.array([t + image.offset(s) for t in taps.offsets for s in range(steps)], np.int64)
     panel = image.panel if kind == "grouped" else None
     b.emit(product_task(left, made.packed, offsets, ending, threads=b.threads, panel=panel))
+    return True
+
+
+def _narrow_floats(b: Builder, node: Node, attrs: Mapping[str, Any]) -> bool:
+    """A convolution of floats of few channels: a picture's first."""
+    o, c, kh, kw = b.shape(node.inputs[1])
+    images, _, ho, wo = b.shape(node.outputs[0])
+    view, padded, _ = _overlapping(b, str(node.inputs[0]), tuple(attrs["pads"]), kw, attrs["stride"][1])
+    row = last_strides(padded, 4)[2]
+
+    def make(w: Constant) -> Any:
+        return packed_floats(floats_of(w).transpose(0, 2, 3, 1).reshape(o, kh, kw * c))
+
+    packed = b.weights.prepare("floats", str(node.inputs[1]), "", make)
+    left = Left(View(view.address, view.image, attrs["stride"][0] * row, view.pixel), images, ho, wo, 0, _ONE)
+    offsets = np.array([i * attrs["dilation"][0] * row for i in range(kh)], np.int64)
+    scale = np.zeros(len(packed) * COLUMNS, np.float32)
+    scale[:o] = 1
+    b.emit(float_product_task(left, packed, kw * c, o, offsets, _ending(b, node, attrs, scale, True), threads=b.threads))
+    return True
+
+
+FEW = 8
+"""Up to so many rows of floats meet float weights in float32 units."""
+
+
+def _few_floats(b: Builder, node: Node, attrs: Mapping[str, Any]) -> bool:
+    """A linear layer of floats over few rows."""
+    n, k = b.shape(node.inputs[1])
+    stored, rows, stride = b.matrix(node.inputs[0])
+
+    def make(w: Constant) -> Any:
+        full = np.zeros((n, -(-k // STEP) * STEP), np.float32)
+        full[:, :k] = floats_of(w)
+        return packed_floats(full.reshape(n, -1, STEP))
+
+    packed = b.weights.prepare("floats", str(node.inputs[1]), "", make)
+    if k % STEP:
+        # The last step reads past a row: into zeros, not into the next.
+        whole = At(Buffer(rows * packed.shape[1] * STEP * 4, zero=f"rows {rows} {k}"))
+        inner = View(word(whole), 0, 0, packed.shape[1] * STEP * 4)
+        b.emit(place_task(word(stored.at), (0, 4, 0, stride), inner, (1, k, 1, rows)))
+        stored, stride = Stored(whole, (rows, k), (packed.shape[1] * STEP * 4, 4)), packed.shape[1] * STEP * 4
+    left = Left(_rows(stored, stride), 1, 1, rows, rows, _ONE)
+    offsets = np.arange(packed.shape[1], dtype=np.int64) * STEP * 4
+    scale = np.zeros(len(packed) * COLUMNS, np.float32)
+    scale[:n] = 1
+    b.emit(float_product_task(left, packed, STEP, n, offsets, _ending(b, node, attrs, scale, False), threads=b.threads))
     return True
 
 
