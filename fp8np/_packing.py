@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -64,7 +65,7 @@ def _scales(weight: Constant, n: int) -> npt.NDArray[np.float32]:
 def _taps_first(weight: Constant) -> npt.NDArray[Any]:
     """(O, C, kh, kw) or (N, K) -> (O, taps, C), codes or floats; a view."""
     values: npt.NDArray[Any] = weight.codes if isinstance(weight, QTensor) else weight
-    return values.reshape(*values.shape[:2], -1).transpose(0, 2, 1)
+    return values.reshape(*values.shape[:2], math.prod(values.shape[2:])).transpose(0, 2, 1)
 
 
 def filters(weight: Constant, unfolded: bool = False) -> Filters:

@@ -168,7 +168,7 @@ def packed_product(name: str, a: Any, b: PackedTensor, quantize: Any, scale: flo
         if not takes(a.format):
             raise FormatError(f"{name}: {a.format} is not multiplied by packed kernels; give the QTensor of b")
         rows = a.codes.reshape(-1, b.shape[0])
-        per_row = a.scale if a.scale.size == 1 else np.broadcast_to(a.scale, (*a.shape[:-1], 1)).reshape(-1, 1)
+        per_row = a.scale.reshape(()) if a.scale.size == 1 else np.broadcast_to(a.scale, (*a.shape[:-1], 1)).reshape(-1, 1)
         return engine_matmul(QTensor(rows, a.format, per_row), b).reshape(*a.shape[:-1], b.shape[1])
     x = np.asarray(a)
     if x.dtype.name == "bfloat16":

@@ -152,7 +152,7 @@ def test_convert_run_inspect_evaluate(workplace: Path) -> None:
     got = np.load("out.npz")["output"]
     assert np.abs(got - expected).max() < 0.1 * np.abs(expected).max()
 
-    facts = json.loads(invoke("inspect", "net.safetensors", "--json").output)
+    facts = json.loads(invoke("inspect", "net.safetensors", "--json").stdout)
     assert facts["inputs"] == ["input: float32[B, 4]"]
     assert {w["format"] for layer in facts["layers"] for w in layer["weights"]} == {"float8_e4m3fn"}
     assert "float8_e4m3fn" in invoke("inspect", "net.safetensors", "--graph").output
@@ -160,8 +160,8 @@ def test_convert_run_inspect_evaluate(workplace: Path) -> None:
     for recipe in ("fp32", "e3m4", "e5m2"):
         assert invoke("convert", "net.pt", "-o", f"{recipe}.safetensors", "--recipe", recipe, *options).exit_code == 0
     result = invoke("evaluate", "net.safetensors", "--data", "data.npz", "--metric", "cosine", "--reference", "fp32.safetensors", "--json")
-    assert json.loads(result.output)["samples"] == 20
-    assert json.loads(result.output)["value"] > 0.99
+    assert json.loads(result.stdout)["samples"] == 20
+    assert json.loads(result.stdout)["value"] > 0.99
     assert "accuracy " in invoke("evaluate", "fp32.safetensors", "--data", "mydata:labelled", "--metric", "accuracy").output
     assert "on 24 samples" in invoke("evaluate", "fp32.safetensors", "--data", "mydata:labelled", "--metric", "mydata:mean_logit").output
 
@@ -174,12 +174,12 @@ def test_every_output_is_written_under_its_own_name(workplace: Path) -> None:
     save(b.finish({"file": x, "a": y, "output": {"a": z, "b": (x, [y])}}), "many.safetensors")
     np.save("x.npy", np.array([[1, -1]], np.float32))
     result = invoke("run", "many.safetensors", "x.npy", "-o", "out.npz", "--json")
-    facts = json.loads(result.output, parse_constant=pytest.fail)["outputs"]
+    facts = json.loads(result.stdout, parse_constant=pytest.fail)["outputs"]
     with np.load("out.npz") as got:
         assert list(facts) == list(got) == ["file", "a", "output.a", "output.b.0", "output.b.1.0"]
         assert got["a"].tolist() == got["output.b.1.0"].tolist() == [[2, -2]]
     assert facts["output.a"]["max"] == "nan"
-    assert json.loads(invoke("inspect", "many.safetensors", "--json").output)["outputs"][2] == "output.a: float32[B, 2]"
+    assert json.loads(invoke("inspect", "many.safetensors", "--json").stdout)["outputs"][2] == "output.a: float32[B, 2]"
 
 
 def convert_arguments(workplace: Path, calibration: str) -> tuple[str, ...]:
@@ -241,7 +241,7 @@ def test_warnings_are_one_line_each(workplace: Path) -> None:
 
 def test_run_without_output_describes(artifact: Path) -> None:
     np.savez("in.npz", x=np.ones((2, 4), np.float32))
-    described = json.loads(invoke("run", artifact, "in.npz", "--json").output)
+    described = json.loads(invoke("run", artifact, "in.npz", "--json").stdout)
     assert described["outputs"]["same"] == {"shape": [2, 4], "dtype": "float32", "min": 1.0, "max": 1.0}
     assert described["written"] is None
 

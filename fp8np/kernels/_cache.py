@@ -106,6 +106,6 @@ def _numba_version() -> str:
     try:
         return (Path(cast(str, cast(Any, found).origin)).parent / "_version.py").read_text(encoding="utf-8")
     except (AttributeError, TypeError, OSError):
-        import numba
+        from importlib.metadata import version
 
-        return str(numba.__version__)
+        return version("numba")

@@ -22,7 +22,8 @@ import numpy as np
 from fp8np.kernels._cpu import Cpu, describe
 from fp8np.kernels._fma import fma_2x16, fma_4x16, fma_8x32
 from fp8np.kernels._jit import native
-from fp8np.kernels._parts import LEFT_STEP, RIGHT_STEP, high_halves, parts_block_1, parts_block_2, transpose_16
+from fp8np.kernels._lanes import transpose_words
+from fp8np.kernels._parts import LEFT_STEP, RIGHT_STEP, high_halves, parts_block_1, parts_block_2
 from fp8np.kernels._vector import as_float, as_int, floats, fma, ints, load, load_n, store, total
 from fp8np.kernels._x86 import tiles_off, tiles_on
 
@@ -74,7 +75,7 @@ def _transposed(source: int, stride: int, rows: int, width: int, out: int, dista
         for n in range(16):
             store(spare + 64 * n, load_to(source + n * stride, width if n < rows else 0))
         source, stride = spare, 64
-    transpose_16(source, stride, out, distance)
+    transpose_words(source, stride, out, distance)
 
 
 # -- float32 multiply-adds --------------------------------------------------------------------------------------------

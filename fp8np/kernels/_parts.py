@@ -1,4 +1,4 @@
-"""What `_float_blocks` is made of: transposed words, and float32 as three bfloat16 that AMX multiplies. Each has a twin in NumPy.
+"""float32 as three bfloat16, and their products on AMX. Each function has a twin in NumPy.
 
 A float32 has 24 bits, a bfloat16 eight: cut off, the high part, the middle and the low one hold all of them::
 
@@ -15,52 +15,11 @@ from typing import Any
 import numpy as np
 from llvmlite import ir
 
-from fp8np.kernels._emit import I8, I32, I64, at, call, load, loop, plus, store, times
+from fp8np.kernels._emit import I8, I64, at, call, loop, plus, times
 from fp8np.kernels._jit import intrinsic, types
 from fp8np.kernels._vector import F32, memory
 
-__all__ = ["LEFT_STEP", "PARTS", "RIGHT_STEP", "high_halves", "parts_block_1", "parts_block_2", "transpose_16"]
-
-_VI = ir.VectorType(I32, 16)
-
-
-# -- words ------------------------------------------------------------------------------------------------------------
-#
-# Lane group q (128 bits) of vector i is made of words 4c .. 4c + 3 of row i + 4q, by loads alone. Transposing the 4 x 4 words
-# within each lane group, over i, then gives columns 4c .. 4c + 3 with their rows in order: 32 shuffles, none of which crosses a lane
-# group, where a transpose of whole registers takes 64.
-
-
-def _transpose_twin(source: int, distance: int, out: int, stride: int) -> None:
-    words = np.stack([memory(source + i * distance, 16, np.uint32) for i in range(16)])
-    for i in range(16):
-        memory(out + i * stride, 16, np.uint32)[:] = words[:, i]
-
-
-@intrinsic(_transpose_twin, types.void, *(types.int64,) * 4)
-def transpose_16(builder: Any, source: Any, distance: Any, out: Any, stride: Any) -> Any:
-    """Sixteen rows of sixteen words of 32 bits, at distances of `distance` -> their columns, at distances of `stride`."""
-
-    def shuffle(x: Any, y: Any, places: list[int]) -> Any:
-        return builder.shuffle_vector(x, y, ir.Constant(ir.VectorType(I32, len(places)), places))
-
-    def in_groups(pattern: tuple[int, int, int, int]) -> list[int]:
-        # pattern: words of a lane group, those of the second operand from 4 on.
-        return [4 * q + p if p < 4 else 16 + 4 * q + p - 4 for q in range(4) for p in pattern]
-
-    quarter = ir.VectorType(I32, 4)
-    starts = [plus(builder, source, times(builder, distance, i)) for i in range(16)]
-    for c in range(4):
-        rows = []
-        for i in range(4):
-            pieces = [load(builder, plus(builder, starts[i + 4 * q], 16 * c), quarter) for q in range(4)]
-            halves = [shuffle(x, y, list(range(8))) for x, y in (pieces[:2], pieces[2:])]
-            rows.append(shuffle(halves[0], halves[1], list(range(16))))
-        for half, pattern in enumerate(((0, 4, 1, 5), (2, 6, 3, 7))):
-            pair = [shuffle(rows[i], rows[i + 1], in_groups(pattern)) for i in (0, 2)]
-            for j, order in enumerate(((0, 1, 4, 5), (2, 3, 6, 7))):
-                place = plus(builder, out, times(builder, stride, 4 * c + 2 * half + j))
-                store(builder, shuffle(pair[0], pair[1], in_groups(order)), place)
+__all__ = ["LEFT_STEP", "PARTS", "RIGHT_STEP", "high_halves", "parts_block_1", "parts_block_2"]
 
 
 def _high_halves_twin(x: Any, y: Any) -> Any:

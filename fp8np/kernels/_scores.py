@@ -13,8 +13,8 @@ import numpy as np
 from fp8np.kernels._float_blocks import LEFT, load_to, put_left
 from fp8np.kernels._functions import exp
 from fp8np.kernels._jit import native
+from fp8np.kernels._lanes import transpose_words
 from fp8np.kernels._native import byte_at, float_at, put_float, word
-from fp8np.kernels._parts import transpose_16
 from fp8np.kernels._program import Word
 from fp8np.kernels._vector import floats, ints, load, load_bytes_n, maximum, select, store
 
@@ -130,7 +130,7 @@ def softmax(
     _largest(masks, mask, s, row, rows, count, stage)
     # Sixteen rows are folded at once, their lanes across.
     across = stage + 1024
-    transpose_16(stage, 64, across, 64)
+    transpose_words(stage, 64, across, 64)
     before = load(state)
     now = before
     for i in range(16):
@@ -154,7 +154,7 @@ def softmax(
             sums = sums + (a + b)
             put_left(p + r * stride + (n >> 5) * step, a, b, sums, parts)
         store(stage + 64 * r, sums)
-    transpose_16(stage, 64, across, 64)
+    transpose_words(stage, 64, across, 64)
     sums = load(state + 64) * factor
     for i in range(16):
         sums = sums + load(across + 64 * i)

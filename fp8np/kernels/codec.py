@@ -17,6 +17,7 @@ from fp8np.kernels._bits import float32_bits, float32_of
 from fp8np.kernels._jit import exact
 from fp8np.kernels._table import kernel
 from fp8np.kernels._threads import parallel_for
+from fp8np.kernels.encode import LEAST, encode_vectors
 
 __all__ = ["amax", "code_of_steps", "decode_f32", "encode_f32", "encode_f64", "encode_parameters", "quantize_f32"]
 
@@ -109,8 +110,11 @@ def _encode_f32(x: Any, rule: Any, out: Any) -> None:
 
 def encode_f32(x: Any, rule: Any, out: Any) -> None:
     """x f32 (n,) -> out u8 (n,); rounds to nearest even, whatever the rule says. Unsigned formats get the code of |x|."""
+    if x.size >= LEAST:
+        encode_vectors(x, rule, out)
+        return
     (bits,) = read_only(x.view(np.uint32))
-    parallel_for(lambda start, stop: _encode_f32(bits[start:stop], rule, out[start:stop]), x.size, x.size)
+    _encode_f32(bits, rule, out)
 
 
 # -- float32 over a scale to codes ------------------------------------------------------------------------------------

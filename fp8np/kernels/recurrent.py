@@ -22,14 +22,14 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from fp8np.kernels._cells import gru_cells, lstm_cells
 from fp8np.kernels._float_blocks import load_to
-from fp8np.kernels._functions import exp, expm1
-from fp8np.kernels._gates import BRAIN, FLOATS, HAS_TILES, TILES, begin, end, multiply_3, multiply_4, prefetch
+from fp8np.kernels._gates import BRAIN, FLOATS, HAS_TILES, TILES, begin, end, multiply_3, multiply_4
 from fp8np.kernels._grid import ROUND_WORDS, on_grid, rounding_of
 from fp8np.kernels._jit import Entry, entry, native
 from fp8np.kernels._native import clear, float_at, put_float, word
 from fp8np.kernels._program import Task, Word, aligned_copy, float_word
-from fp8np.kernels._vector import absolute, as_float, as_int, floats, fma, ints, largest, load, maximum, select, store, store_bf16, store_n
+from fp8np.kernels._vector import absolute, floats, largest, load, maximum, select, store, store_bf16, store_n
 
 __all__ = ["Gates", "Side", "Steps", "gru_task", "lstm_task", "pack_gates", "state_scale_task"]
 
@@ -38,8 +38,7 @@ ROWS = 64
 _CACHED = 3 << 19
 """Bytes of weights that stay in the second-level cache beside everything else, 1.5 MiB."""
 
-_ZERO, _ONE, _TWO = np.float32(0), np.float32(1), np.float32(2)
-_SIGN = -(1 << 31)
+_ONE = np.float32(1)
 
 # Words, then a group of words for each direction.
 _ORDER, _STEPS, _BATCH, _HIDDEN, _TERMS, _GROUPS, _GROUP, _STRIDE = range(8)
@@ -191,40 +190,6 @@ def _finish(args: int, side: int, first: int, rows: int, scratch: int) -> None:
                 store_n(word(side, _C) + (first + r) * word(side, _C + 1) + 4 * u, load(place + 64), H - u)
 
 
-# sigmoid(x) is s / d with e = e^-|x|, d = e + 1 and s = 1 or, where x < 0, e; tanh(x) is t / d with m = e^(-2 |x|) - 1, d = m + 2 and
-# t = -m with the sign of x. All d are within 1 .. 2, so a product of two of them needs but one division, which takes as long as half an
-# exponential.
-
-
-@native
-def _sigmoid_parts(x: Any) -> Any:
-    e = exp(as_float(as_int(x) | ints(_SIGN)))
-    return select(x < floats(_ZERO), e, floats(_ONE)), e + floats(_ONE)
-
-
-@native
-def _tanh_parts(x: Any) -> Any:
-    m = expm1(as_float(as_int(x + x) | ints(_SIGN)))
-    return as_float((as_int(m) & ints(0x7FFFFFFF)) | (as_int(x) & ints(_SIGN))), m + floats(_TWO)
-
-
-@native
-def _gate(x: int, count: int, ahead: int, sums: int, scale: Any, bias: Any) -> Any:
-    # A gate before its function: that of x, of which there are `count`, and that of h. x of the next step is fetched, since
-    # it is short stretches far apart, which the CPU does not fetch by itself.
-    prefetch(x + ahead)
-    return load_to(x, count) + fma(load(sums), scale, bias)
-
-
-@native
-def _sigmoids(x: int, row: int, count: int, ahead: int, sums: int, scale: int, bias: int, rows: int) -> None:
-    # The sums of a gate become the gate.
-    scales, biases = load(scale), load(bias)
-    for r in range(rows):
-        s, d = _sigmoid_parts(_gate(x + r * row, count, ahead, sums + 64 * r, scales, biases))
-        store(sums + 64 * r, s / d)
-
-
 @native
 def _put(args: int, side: int, following: int, y: int, state: int, u: int, rows: int) -> None:
     # The new h of hidden units u .. u + 15 of up to sixteen rows, to where the next step and others read it.
@@ -239,43 +204,6 @@ def _put(args: int, side: int, following: int, y: int, state: int, u: int, rows:
                 store(place, h)
             else:
                 store_n(place, h, H - u)
-
-
-# A cell from end to end is one chain of 300 cycles, of which the CPU keeps hardly two in flight. So a part of it is computed for all
-# rows, then the next: for 32 rows 43 ns a cell of sixteen units against 94.
-
-
-@native
-def _lstm_cells(x: int, row: int, ahead: int, H: int, u: int, sums: int, scales: int, bias: int, state: int, rows: int) -> None:
-    # Hidden units u .. u + 15 of up to sixteen rows, from sums to the next state.
-    distance, n = (H + 15) // 16 * 128, H - u
-    _sigmoids(x + 4 * H, row, n, ahead, sums + 1024, scales + 64, bias + 64, rows)
-    si, bi, sg, bg = load(scales), load(bias), load(scales + 128), load(bias + 128)
-    for r in range(rows):
-        i, d = _sigmoid_parts(_gate(x + r * row, n, ahead, sums + 64 * r, si, bi))
-        g, e = _tanh_parts(_gate(x + 8 * H + r * row, n, ahead, sums + 2048 + 64 * r, sg, bg))
-        place = state + r * distance + 64
-        store(place, fma(load(sums + 1024 + 64 * r), load(place), i * g / (d * e)))
-    so, bo = load(scales + 192), load(bias + 192)
-    for r in range(rows):
-        o, d = _sigmoid_parts(_gate(x + 12 * H + r * row, n, ahead, sums + 3072 + 64 * r, so, bo))
-        t, e = _tanh_parts(load(state + r * distance + 64))
-        store(state + r * distance, o * t / (d * e))
-
-
-@native
-def _gru_cells(x: int, row: int, ahead: int, H: int, u: int, sums: int, scales: int, bias: int, state: int, rows: int) -> None:
-    # As `_lstm_cells`.
-    distance, n = (H + 15) // 16 * 128, H - u
-    for gate in range(2):
-        _sigmoids(x + 4 * H * gate, row, n, ahead, sums + 1024 * gate, scales + 64 * gate, bias + 64 * gate, rows)
-    scale, biases = load(scales + 128), load(bias + 128)
-    for r in range(rows):
-        inner = fma(load(sums + 2048 + 64 * r), scale, biases)
-        prefetch(x + 8 * H + r * row + ahead)
-        t, d = _tanh_parts(fma(load(sums + 64 * r), inner, load_to(x + 8 * H + r * row, n)))
-        update, place = load(sums + 1024 + 64 * r), state + r * distance
-        store(place, fma(update, load(place), (floats(_ONE) - update) * (t / d)))
 
 
 @native
@@ -311,9 +239,9 @@ def _walk(args: int, unit: int, scratch: int, gates: int) -> None:
                 y = word(side, _Y) + step * word(side, _Y + 2) + (first + r) * word(side, _Y + 1) + 64 * s
                 state = scratch + word(args, _AT_STATE) + (r * slices + s) * 128
                 if gates == 4:
-                    _lstm_cells(x, row, ahead, H, 16 * s, sums, scales, bias, state, count)
+                    lstm_cells(x, row, ahead, H, 16 * s, sums, scales, bias, state, count)
                 else:
-                    _gru_cells(x, row, ahead, H, 16 * s, sums, scales, bias, state, count)
+                    gru_cells(x, row, ahead, H, 16 * s, sums, scales, bias, state, count)
                 _put(args, side, following + r * stride, y, state, 16 * s, count)
     end(order)
     _finish(args, side, first, rows, scratch)
