@@ -139,7 +139,8 @@ def singles(weight: Constant) -> Singles:
 
 def kind_of(groups: int, weight: tuple[int, ...]) -> str | None:
     """How a convolution in groups is computed: "dense" (one), "depthwise", "grouped" (`grouped_filters`), "spread" (as one group, with
-    zeros where a filter reads nothing), or None: not by the engine."""
+    zeros where a filter reads nothing), or None: not by the engine.
+    """
     o, c = weight[:2]
     if groups == 1:
         return "dense"

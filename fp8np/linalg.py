@@ -5,7 +5,8 @@ way out. How the sum is rounded is the caller's choice, ``accumulate=``, a name 
 `Accumulator`:
 
 - ``"fp32"``: in float32, in the order that this CPU's fastest kernel takes. With u = 2**-24, K terms differ from the exact sum by at
-  most ``gamma(K) * sum |a| |b|``, gamma(K) = K u / (1 - K u). The bits do not depend on the number of threads; on the CPU and on M they may.
+  most ``gamma(K) * sum |a| |b|``, gamma(K) = K u / (1 - K u). The bits do not depend on the number of threads; on the CPU and on M
+  they may.
 - ``"exact"``: the exact sum, rounded once to nearest, ties to even, for any K: the same bits on every machine. A sum
   of zero gives +0.
 - ``"sequential"``: what a plain loop does in float32: k ascending, each product rounded, then each sum.

@@ -134,31 +134,17 @@ def part_type(made: Any) -> Any:
 
 
 @contextlib.contextmanager
-def _faster(typed: Any, context: Any) -> Iterator[None]:
-    """Spares Numba half of its work, while it compiles an entry."""
-    # It imports all of its modules again at every call of an overloaded function. Only what known modules define meanwhile is new.
+def _no_imports(context: Any) -> Iterator[None]:
+    """Keeps Numba from importing all of its modules again at every call of an overloaded function, a thousand times in a large entry.
+
+    Only what known modules define meanwhile is new.
+    """
     context.refresh()
     context.load_additional_registries = lambda: [context.install_registry(known) for known in list(context._registries)]
-    # It tries all that an operator can mean, arrays first, for the same few types again and again.
-    resolve = typed.resolve_function_type
-
-    def remembered(function: Any, arguments: Any, named: Any) -> Any:
-        plain = tuple(map(numba.types.unliteral, arguments))
-        if getattr(function, "__module__", "") != "_operator" or not all(isinstance(kind, _PLAIN) for kind in plain):
-            return resolve(function, arguments, named)
-        key = function, plain
-        if key not in _operators:
-            _operators[key] = resolve(function, plain, named)
-        return _operators[key]
-
-    typed.resolve_function_type = remembered
     try:
         yield
     finally:
-        del typed.resolve_function_type, context.load_additional_registries
-
-
-_operators: dict[Any, Any] = {}
+        del context.load_additional_registries
 
 
 @global_compiler_lock  # type: ignore[untyped-decorator]
@@ -171,7 +157,7 @@ def object_code(function: Callable[..., None], symbol: str) -> bytes:
     library = _Entry(context.codegen(), symbol)
     library.symbol = symbol
     integers = (numba.types.int64,) * function.__code__.co_argcount
-    with _faster(typed, context):
+    with _no_imports(context):
         made = compiler.compile_extra(typed, context, function, integers, numba.types.void, flags, {}, library, _PartCompiler)
     description = made.fndesc
     module = context.create_module(symbol)
@@ -205,7 +191,6 @@ class _VectorModel(models.PrimitiveModel):  # type: ignore[misc]
 
 
 register_model(_Vector)(_VectorModel)
-_PLAIN = (numba.types.Number, numba.types.Boolean, _Vector)
 _VECTORS = {name: _Vector(name, element) for name, element in _vector.ELEMENTS.items()}
 
 

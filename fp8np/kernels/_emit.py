@@ -74,4 +74,4 @@ def loop(builder: Any, count: Any, carried: list[Any], body: Callable[[Any, list
         phi.add_incoming(value, builder.block)
     builder.cbranch(builder.icmp_signed("<", following, count), block, after)
     builder.position_at_end(after)
-    return values if not results else results
+    return results or values

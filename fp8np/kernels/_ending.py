@@ -123,7 +123,10 @@ def words(
     panel: int | None = None,
     thin: bool = False,
 ) -> tuple[Word, ...]:
-    """The words of a product; table: offsets, steps, packed, tables, blocks; panel: of a, where columns are grouped. In the order of `fp8np.kernels._words`."""
+    """The words of a product, in the order of `fp8np.kernels._words`.
+
+    table: offsets, steps, packed, tables, blocks; panel: of a, where columns are grouped.
+    """
     segments, count, width = geometry(left)
     flags = (
         (ending.residual is not None) * W.HAS_RESIDUAL

@@ -46,8 +46,7 @@ def _rows(rows: int, vectors: int) -> Callable[..., Any]:
                     value = load(builder, plus(builder, tops[r], times(builder, k, 4)), _F32, 4)
                     wide = builder.insert_element(ir.Constant(_VF, ir.Undefined), value, ir.Constant(I32, 0))
                     wide = builder.shuffle_vector(wide, ir.Constant(_VF, ir.Undefined), ir.Constant(_VI, [0] * 16))
-                    for j in range(vectors):
-                        out.append(call(builder, "llvm.fmuladd.v16f32", _VF, wide, columns[j], sums[vectors * r + j]))
+                    out += [call(builder, "llvm.fmuladd.v16f32", _VF, wide, columns[j], sums[vectors * r + j]) for j in range(vectors)]
                 return out
 
             return loop(builder, ir.Constant(I64, 32) if terms is None else terms, sums, term)

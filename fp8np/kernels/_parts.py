@@ -15,11 +15,11 @@ from typing import Any
 import numpy as np
 from llvmlite import ir
 
-from fp8np.kernels._emit import I8, I64, at, call, loop, plus, times
+from fp8np.kernels._emit import I8, I32, I64, at, call, loop, plus, times
 from fp8np.kernels._jit import intrinsic, types
 from fp8np.kernels._vector import F32, memory
 
-__all__ = ["LEFT_STEP", "PARTS", "RIGHT_STEP", "high_halves", "parts_block_1", "parts_block_2"]
+__all__ = ["LEFT_STEP", "PARTS", "RIGHT_STEP", "fraction", "high_halves", "parts_block_1", "parts_block_2", "scaled"]
 
 
 def _high_halves_twin(x: Any, y: Any) -> Any:
@@ -33,6 +33,35 @@ def high_halves(builder: Any, x: Any, y: Any) -> Any:
     places = ir.Constant(words, [i for lane in range(16) for i in (2 * lane + 1, 32 + 2 * lane + 1)])
     name = "llvm.x86.avx512.vpermi2var.hi.512"
     return builder.bitcast(call(builder, name, words, builder.bitcast(x, words), places, builder.bitcast(y, words)), x.type)
+
+
+# -- powers of two ----------------------------------------------------------------------------------------------------
+
+
+def _exact_call(builder: Any, name: str, *args: Any) -> Any:
+    # An AVX-512 instruction in its masked form, all lanes on.
+    mask, mode = ir.Constant(ir.IntType(16), -1), ir.Constant(I32, 4)
+    return call(builder, name, args[0].type, *args, args[0], mask, mode)
+
+
+@intrinsic(lambda x: np.where(np.isinf(x), np.float32(0), x - np.floor(x)), F32, F32)
+def fraction(builder: Any, x: Any) -> Any:
+    """x - floor(x), 0 of an infinity; AVX-512."""
+    return _exact_call(builder, "llvm.x86.avx512.mask.reduce.ps.512", x, ir.Constant(I32, 9))
+
+
+def _scaled_twin(x: Any, n: Any) -> Any:
+    with np.errstate(invalid="ignore"):
+        return np.where(n <= -126, np.float32(0), x * np.exp2(np.floor(n).astype(np.float64))).astype(np.float32)
+
+
+@intrinsic(_scaled_twin, F32, F32, F32)
+def scaled(builder: Any, x: Any, n: Any) -> Any:
+    """x * 2^floor(n), 0 where n <= -126; AVX-512."""
+    zero = ir.Constant(n.type, [0.0] * 16)
+    kept = builder.fcmp_unordered(">", n, ir.Constant(n.type, [-126.0] * 16))
+    name = "llvm.x86.avx512.mask.scalef.ps.512"
+    return call(builder, name, n.type, x, n, zero, builder.bitcast(kept, ir.IntType(16)), ir.Constant(I32, 4))
 
 
 # -- products of parts, on AMX ----------------------------------------------------------------------------------------

@@ -322,10 +322,10 @@ class _Memory:
         if threads > 1:
             scratch = self._scratch
 
-            def help(i: int) -> None:
+            def join(i: int) -> None:
                 _work(*arguments, scratch[i].ctypes.data, rest, left)
 
-            offered = offer(help, threads - 1)
+            offered = offer(join, threads - 1)
         _work(*arguments, self._scratch[0].ctypes.data, rest, left)
         if offered is not None and (entered := offered.close()):
             # A thread that entered has seen the table, and leaves it as soon as it has looked at every step.

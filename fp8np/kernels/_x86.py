@@ -174,8 +174,7 @@ def _dots(rows: int) -> Callable[..., Any]:
                     value = load(builder, plus(builder, tops[r], times(builder, p, 4)), _I32)
                     wide = builder.insert_element(ir.Constant(_VB, ir.Undefined), value, ir.Constant(_I32, 0))
                     wide = builder.shuffle_vector(wide, ir.Constant(_VB, ir.Undefined), ir.Constant(_VB, [0] * 16))
-                    for j in range(2):
-                        out.append(_dot(builder, sums[2 * r + j], wide, columns[j]))
+                    out += [_dot(builder, sums[2 * r + j], wide, columns[j]) for j in range(2)]
                 return out
 
             return loop(builder, ir.Constant(_I64, 16), sums, pair)

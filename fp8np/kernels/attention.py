@@ -41,7 +41,7 @@ from fp8np.kernels._float_blocks import (
 from fp8np.kernels._jit import entry, native
 from fp8np.kernels._native import clear, float_at, put_float, word
 from fp8np.kernels._program import Task, Word, float_word
-from fp8np.kernels._scores import STATE, Mask, mask_words, softmax, start
+from fp8np.kernels._scores import STATE, UNIT, Mask, mask_words, softmax, start
 from fp8np.kernels._vector import floats, fma, load, select, store, store_n
 
 __all__ = ["Heads", "Mask", "attention_task"]
@@ -336,7 +336,7 @@ def attention_task(
         keys,
         width,
         value_width,
-        float_word(factor),
+        float_word(factor * UNIT),
         rows,
         size,
         group,
