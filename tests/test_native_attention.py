@@ -87,9 +87,10 @@ def defined(q, k, v, mask=None, scale=None, is_causal=False):
     """The definition in float64, and how far from it float32 may be.
 
     u is a rounding, 2^-24. A score is a sum of E products, of q times the scale, rounded: E + 3 roundings of its terms; parts leave out
-    2^-22 of a term, 4 u; a mask adds one of the result. exp(s - m) has a rounding of s - m, which is within 88 or else the exponential
-    is zero, and 3 of its own. So with D the largest error of a score of the row, exponentials have a relative error of 2 D + 91 u, and
-    their sum and that of values S + 10 u each, the last 10 for blocks, factors and the division. What a mask hides takes no part.
+    2^-22 of a term, 4 u; a mask adds one of itself, in other units, and one of the sum. exp(s - m) has a rounding of s - m, which is
+    within 88 or else the exponential is zero, and 3 of its own. So with D the largest error of a score of the row, exponentials have a
+    relative error of 2 D + 91 u, and their sum and that of values S + 10 u each, the last 10 for blocks, factors and the division.
+    What a mask hides takes no part.
     """
     wide = [x.astype(np.float64) for x in (q, k, v)]
     if mask is not None and mask.dtype != bool:
@@ -101,7 +102,7 @@ def defined(q, k, v, mask=None, scale=None, is_causal=False):
         k_abs = np.repeat(np.abs(wide[1]), q.shape[1] // k.shape[1], axis=1)
         sums = (np.abs(wide[0]) * factor) @ k_abs.swapaxes(-1, -2)
         added = np.zeros(1) if mask is None or mask.dtype.kind == "b" else np.where(mask > HIDDEN, np.abs(mask), 0)
-        score = (EPS * ((q.shape[3] + 7) * sums + added)).max(-1, initial=0)[..., None]
+        score = (EPS * ((q.shape[3] + 7) * sums + 2 * added)).max(-1, initial=0)[..., None]
         weighted = define(wide[0], wide[1], np.abs(wide[2]), mask, **attrs)
         bound = (2 * (2 * score + 91 * EPS) + 2 * EPS * (k.shape[2] + 10)) * weighted
     return exact, bound

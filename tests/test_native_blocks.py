@@ -111,6 +111,16 @@ def test_multiply_adds_of_gates(function, made, rows, dtype, gates, terms):
     both(function, made.twin, a, 4 * (terms + 3), b, gates, None, terms, size=gates * 256)
 
 
+def powers(x, y, out):
+    store(out, _parts.fraction(load(x)))
+    store(out + 64, _parts.scaled(load(x), load(y)))
+
+
+def powers_twin(x, y, out):
+    store.twin(out, _parts.fraction.twin(load.twin(x)))
+    store.twin(out + 64, _parts.scaled.twin(load.twin(x), load.twin(y)))
+
+
 @needs_tiles
 def test_high_halves():
     x, y = np.random.default_rng(0).integers(0, 1 << 32, (2, 16), np.uint32).view(np.float32)
@@ -120,3 +130,11 @@ def test_high_halves():
         version(x.ctypes.data, y.ctypes.data, out.ctypes.data)
         results.append(out)
     np.testing.assert_array_equal(*results)
+
+
+@pytest.mark.skipif(describe().cpu < Cpu.AVX512, reason="this CPU has no AVX-512")
+def test_powers():
+    numbers = [0.0, -0.0, 1.0, -1.0, 0.3, -0.3, -1e-9, -125.9, -126.0, -126.1, -1e30, -np.inf, np.nan, 127.2, 5.5, -17.25]
+    x = np.array(numbers, np.float32)
+    for shift in range(16):
+        both(powers, powers_twin, np.roll(x, shift), x, None, size=32)

@@ -1,4 +1,4 @@
-"""float32 as three bfloat16, and their products on AMX. Each function has a twin in NumPy.
+"""Instructions of `_float_blocks` and `_scores`: float32 as three bfloat16, their products on AMX. Each has a twin in NumPy.
 
 A float32 has 24 bits, a bfloat16 eight: cut off, the high part, the middle and the low one hold all of them::
 
@@ -44,14 +44,21 @@ def _exact_call(builder: Any, name: str, *args: Any) -> Any:
     return call(builder, name, args[0].type, *args, args[0], mask, mode)
 
 
-@intrinsic(lambda x: np.where(np.isinf(x), np.float32(0), x - np.floor(x)), F32, F32)
+def _fraction_twin(x: Any) -> Any:
+    with np.errstate(invalid="ignore"):
+        difference = x.astype(np.float64) - np.floor(x)
+        rounded = difference.astype(np.float32)
+        return np.where(np.isinf(x), np.float32(0), np.where(rounded > difference, np.nextafter(rounded, np.float32(0)), rounded))
+
+
+@intrinsic(_fraction_twin, F32, F32)
 def fraction(builder: Any, x: Any) -> Any:
-    """x - floor(x), 0 of an infinity; AVX-512."""
+    """x - floor(x), rounded down; 0 of an infinity; AVX-512."""
     return _exact_call(builder, "llvm.x86.avx512.mask.reduce.ps.512", x, ir.Constant(I32, 9))
 
 
 def _scaled_twin(x: Any, n: Any) -> Any:
-    with np.errstate(invalid="ignore"):
+    with np.errstate(invalid="ignore", over="ignore"):
         return np.where(n <= -126, np.float32(0), x * np.exp2(np.floor(n).astype(np.float64))).astype(np.float32)
 
 

@@ -63,18 +63,10 @@ UNIT = float(np.log2(np.e)) if _FAST else 1.0
 """What scores are multiplied by, beside their scale, so that `_power` is their exponential."""
 
 if _FAST:
-    # 2^f = 1 + f Q(f) for 0 <= f <= 1: 2e-9; fitted as the polynomials of `_functions`. With it 11 instructions instead of 16.
-    _Q0, _Q1, _Q2, _Q3, _Q4, _Q5 = (
-        _F(x)
-        for x in (
-            0.6931470632553101,
-            0.2402293086051941,
-            0.055485282093286514,
-            0.009675451554358006,
-            0.0012467845808714628,
-            0.00021612919226754457,
-        )
-    )
+    # 2^f = 1 + f Q(f) for 0 <= f <= 1: 2e-9; fitted as the polynomials of `_functions`. Of the time of attention, this
+    # saves 5 % on AMX.
+    _Q0, _Q1, _Q2 = _F(0.6931470632553101), _F(0.2402293086051941), _F(0.055485282093286514)
+    _Q3, _Q4, _Q5 = _F(0.009675451554358006), _F(0.0012467845808714628), _F(0.00021612919226754457)
 
     @native
     def _power(x: Any) -> Any:
