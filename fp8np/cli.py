@@ -16,7 +16,7 @@ from fp8np.cli_bench import bench
 from fp8np.cli_explain import explain
 from fp8np.cli_verify import verify
 from fp8np.cli_warmup import warmup
-from fp8np.errors import Fp8npError, MissingDependencyError
+from fp8np.errors import Fp8npError, InputError, MissingDependencyError
 
 __all__ = ["main"]
 
@@ -226,7 +226,14 @@ def inspect(model: Path, show_graph: bool, sizes: dict[str, int] | None, as_json
 
     loaded = fp8np.load(model)
     graph = loaded.graph
-    facts = describe(graph, model.stat().st_size, memory(loaded, sizes or {}))
+    try:
+        taken = memory(loaded, sizes or {})
+    except InputError:
+        # Examples are guesses: a model may need sizes that only its user knows.
+        if sizes:
+            raise
+        taken = None
+    facts = describe(graph, model.stat().st_size, taken)
     if as_json:
         click.echo(json.dumps(facts))
         return

@@ -1,4 +1,4 @@
-"""The parts of products: blocks against NumPy, codes and floats as the engine holds them, rounding to a format.
+"""The parts of products: blocks against NumPy, and codes as the engine holds them.
 
 Operands of blocks are whole numbers, so that their sums are exact in any order.
 """
@@ -11,7 +11,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from _native import Guarded, floats, run
+from _images import brain, empty, pixels, same_bits, view, widened
+from _native import Guarded, run
 
 from fp8np.codec import decode_table
 from fp8np.formats import FORMATS, get_format
@@ -19,14 +20,14 @@ from fp8np.kernels import _fma, _x86
 from fp8np.kernels._cpu import Cpu, describe
 from fp8np.kernels._ending import View
 from fp8np.kernels._engine import ELEMENT, decode_tables, order_of_slab, pack_codes, pack_values, packed_steps, widened_task
-from fp8np.kernels._grid import PARTS, Image, holds, matrix, round_words, takes
+from fp8np.kernels._grid import holds, matrix, takes
 from fp8np.kernels._jit import compiled, exact
 from fp8np.kernels._program import aligned
 from fp8np.kernels._vector import load
 from fp8np.kernels._x86 import configure
-from fp8np.kernels.pack import pack_floats_task, packed_bytes, packed_codes
-from fp8np.kernels.widen import place_task, quantize_planes_task, quantize_task, scale_tasks, split_task, widen_task
-from fp8np.scaling import dequantize, quantize, scale_for
+from fp8np.kernels.pack import packed_codes
+from fp8np.kernels.widen import widen_task
+from fp8np.scaling import dequantize, quantize
 
 TILES, HALF = describe().cpu >= Cpu.AMX_BF16, describe().cpu >= Cpu.AVX512_BF16
 machine_code = functools.cache(exact)
@@ -34,94 +35,78 @@ needs_half = pytest.mark.skipif(not HALF, reason="this CPU has no bfloat16")
 HELD = [fmt for fmt in (*FORMATS.values(), *map(get_format, ("e4m3@0", "e4m3@50", "e5m2@30", "e3m4@62"))) if holds(fmt)]
 
 
-def brain(x: Any) -> Any:
-    """float32 that bfloat16 holds -> uint16."""
-    return (np.asarray(x, np.float32).view(np.uint32) >> 16).astype(np.uint16)
-
-
-def widened(x: Any) -> Any:
-    """bfloat16 as uint16, or float32 -> float32."""
-    return (x.astype(np.uint32) << 16).view(np.float32) if x.dtype == np.uint16 else x
-
-
 def whole(*shape: int, seed: int = 0) -> Any:
     return np.random.default_rng((seed, *shape)).integers(-9, 10, shape).astype(np.float32)
-
-
-def same_bits(got: Any, want: Any) -> None:
-    """Equal bits; one NaN is as good as another."""
-    np.testing.assert_array_equal(np.isnan(got), np.isnan(want))
-    np.testing.assert_array_equal(np.where(np.isnan(got), 0, got.view(np.uint32)), np.where(np.isnan(want), 0, want.view(np.uint32)))
 
 
 # -- blocks -----------------------------------------------------------------------------------------------------------
 
 
-def amx_block_1(t, a, stride, offsets, b, c, steps, first):  # type: ignore[no-untyped-def]
+def amx_block_1(t, a, stride, offsets, b, c, steps, first):
     _x86.tiles_on(t)
     _x86.amx_block_1(a, stride, offsets, b, c, steps, first)
     _x86.tiles_off()
 
 
-def amx_block_2(t, a, stride, offsets, b, c, steps, first):  # type: ignore[no-untyped-def]
+def amx_block_2(t, a, stride, offsets, b, c, steps, first):
     _x86.tiles_on(t)
     _x86.amx_block_2(a, stride, offsets, b, c, steps, first)
     _x86.tiles_off()
 
 
-def amx_stream_1(t, a, stride, offsets, b, c, steps, first):  # type: ignore[no-untyped-def]
+def amx_stream_1(t, a, stride, offsets, b, c, steps, first):
     _x86.tiles_on(t)
     _x86.amx_stream_1(a, stride, offsets, b, c, steps, first)
     _x86.tiles_off()
 
 
-def amx_stream_2(t, a, stride, offsets, b, c, steps, first):  # type: ignore[no-untyped-def]
+def amx_stream_2(t, a, stride, offsets, b, c, steps, first):
     _x86.tiles_on(t)
     _x86.amx_stream_2(a, stride, offsets, b, c, steps, first)
     _x86.tiles_off()
 
 
-def bf16_dots_1(t, a, stride, offsets, b, c, steps, first):  # type: ignore[no-untyped-def]
+def bf16_dots_1(t, a, stride, offsets, b, c, steps, first):
     _x86.bf16_dots_1(a, stride, offsets, b, c, steps, first)
 
 
-def bf16_dots_8(t, a, stride, offsets, b, c, steps, first):  # type: ignore[no-untyped-def]
+def bf16_dots_8(t, a, stride, offsets, b, c, steps, first):
     _x86.bf16_dots_8(a, stride, offsets, b, c, steps, first)
 
 
-def fma_8x32(t, a, stride, offsets, b, c, steps, first):  # type: ignore[no-untyped-def]
+def fma_8x32(t, a, stride, offsets, b, c, steps, first):
     _fma.fma_8x32(a, stride, offsets, b, c, steps, first)
 
 
-def fma_1x32(t, a, stride, offsets, b, c, steps, first):  # type: ignore[no-untyped-def]
+def fma_1x32(t, a, stride, offsets, b, c, steps, first):
     _fma.fma_1x32(a, stride, offsets, b, c, steps, first)
 
 
-def fma_6x16(t, a, stride, offsets, b, c, steps, first):  # type: ignore[no-untyped-def]
+def fma_6x16(t, a, stride, offsets, b, c, steps, first):
     _fma.fma_6x16(a, stride, offsets, b, c, steps, first)
 
 
-def fma_4x16(t, a, stride, offsets, b, c, steps, first):  # type: ignore[no-untyped-def]
+def fma_4x16(t, a, stride, offsets, b, c, steps, first):
     _fma.fma_4x16(a, stride, offsets, b, c, steps, first)
 
 
-def fma_2x16(t, a, stride, offsets, b, c, steps, first):  # type: ignore[no-untyped-def]
+def fma_2x16(t, a, stride, offsets, b, c, steps, first):
     _fma.fma_2x16(a, stride, offsets, b, c, steps, first)
 
 
-def part_8x32(t, a, stride, offsets, b, c, steps, first):  # type: ignore[no-untyped-def]
+def part_8x32(t, a, stride, offsets, b, c, steps, first):
     _fma.part_8x32(a, stride, offsets, b, c, steps, first, 5)
 
 
-def part_1x32(t, a, stride, offsets, b, c, steps, first):  # type: ignore[no-untyped-def]
+def part_1x32(t, a, stride, offsets, b, c, steps, first):
     _fma.part_1x32(a, stride, offsets, b, c, steps, first, 5)
 
 
-def part_6x16(t, a, stride, offsets, b, c, steps, first):  # type: ignore[no-untyped-def]
+def part_6x16(t, a, stride, offsets, b, c, steps, first):
     _fma.part_6x16(a, stride, offsets, b, c, steps, first, 5)
 
 
-def part_2x16(t, a, stride, offsets, b, c, steps, first):  # type: ignore[no-untyped-def]
+def part_2x16(t, a, stride, offsets, b, c, steps, first):
     _fma.part_2x16(a, stride, offsets, b, c, steps, first, 5)
 
 
@@ -170,12 +155,9 @@ def test_block(function: Any, rows: int, columns: int, terms: int, half: bool, n
         for s in range(steps):
             line = brain(values[r, s]) if half else values[r, s]
             a[r * stride + offsets[s] :][: 32 * item] = line.view(np.uint8)
-    if half:
-        # b[s, j, p, n, h]: k = 2 p + h, column 16 j + n.
-        b = np.ascontiguousarray(brain(right).reshape(steps, 16, 2, 2, 16).transpose(0, 3, 1, 4, 2))
-    else:
-        b = right
-    before = whole(2, 2, 16, 16, seed=2)
+    # Of bfloat16, b[s, j, p, n, h] is k = 2 p + h, column 16 j + n.
+    b = np.ascontiguousarray(brain(right).reshape(steps, 16, 2, 2, 16).transpose(0, 3, 1, 4, 2)) if half else right
+    before, tiles = whole(2, 2, 16, 16, seed=2), aligned(64)
     sums = np.einsum("rsk,skn->rn", values[..., :terms].astype(np.float64), right[:, :terms])
     want = before.copy()
     for r in range(rows):
@@ -188,19 +170,19 @@ def test_block(function: Any, rows: int, columns: int, terms: int, half: bool, n
     for version in versions:
         c = Guarded(2, 2, 16, 16)
         c.array[...] = before
-        version(address(aligned(64)), address(a), stride, address(offsets), address(b), address(c.array), steps, first)
+        version(address(tiles), address(a), stride, address(offsets), address(b), address(c.array), steps, first)
         np.testing.assert_array_equal(c.check(), want)
 
 
-def thin_1(a, stride, offsets, packed, tables, c, steps):  # type: ignore[no-untyped-def]
+def thin_1(a, stride, offsets, packed, tables, c, steps):
     _x86.thin_1(a, stride, offsets, packed, tables, c, steps)
 
 
-def thin_2(a, stride, offsets, packed, tables, c, steps):  # type: ignore[no-untyped-def]
+def thin_2(a, stride, offsets, packed, tables, c, steps):
     _x86.thin_2(a, stride, offsets, packed, tables, c, steps)
 
 
-def thin_4(a, stride, offsets, packed, tables, c, steps):  # type: ignore[no-untyped-def]
+def thin_4(a, stride, offsets, packed, tables, c, steps):
     _x86.thin_4(a, stride, offsets, packed, tables, c, steps)
 
 
@@ -226,15 +208,15 @@ def test_thin(function: Any, rows: int, steps: int) -> None:
 # -- codes ------------------------------------------------------------------------------------------------------------
 
 
-def widen_64(codes, tables, out):  # type: ignore[no-untyped-def]
+def widen_64(codes, tables, out):
     _x86.widen_64(codes, tables, out)
 
 
-def widen_packed_64(codes, tables, out):  # type: ignore[no-untyped-def]
+def widen_packed_64(codes, tables, out):
     _x86.widen_packed_64(codes, tables, out)
 
 
-def store_brain(x, out):  # type: ignore[no-untyped-def]
+def store_brain(x, out):
     _x86.store_brain(out, load(x))
 
 
@@ -242,12 +224,12 @@ def store_brain(x, out):  # type: ignore[no-untyped-def]
 @pytest.mark.skipif(not compiled(), reason="twins are all there is")
 @pytest.mark.parametrize("function", [widen_64, widen_packed_64])
 def test_widening_against_its_twin(function: Any) -> None:
-    codes = np.random.default_rng(0).integers(0, 256, (20, 64)).astype(np.uint8)
+    codes, tables = np.random.default_rng(0).integers(0, 256, (20, 64)).astype(np.uint8), decode_tables(get_format("e5m2"))
     for line in codes:
         results = []
         for version in (machine_code(function), getattr(_x86, function.__name__).twin):
             out = Guarded(64, dtype=np.uint16)
-            version(address(line), address(decode_tables(get_format("e5m2"))), address(out.array))
+            version(address(line), address(tables), address(out.array))
             results.append(out.check())
         np.testing.assert_array_equal(*results)
 
@@ -282,27 +264,6 @@ def test_tables_hold_the_values_of_magnitudes(fmt: Any) -> None:
     assert not tables.flags.writeable
 
 
-def pixels(image: Image, raw: Any) -> Any:
-    """What an image holds: float32 (parts, B, H, W, whole steps of C)."""
-    kind = np.uint16 if ELEMENT == 2 else np.float32
-    steps = []
-    for s in range(image.steps):
-        start, strides = image.origin + image.offset(s), (image.part, image.image, image.row, image.pitch, ELEMENT)
-        shape = image.parts, image.images, image.height, image.width, 32
-        steps.append(np.ndarray(shape, kind, raw, start, strides))
-    return widened(np.concatenate(steps, -1))
-
-
-def empty(image: Image) -> Any:
-    raw = aligned(image.size)
-    raw[:] = 0
-    return raw
-
-
-def view(image: Image, raw: Any) -> View:
-    return View(raw[image.origin :], image.image, image.row, image.pitch)
-
-
 @pytest.mark.parametrize("fmt", [f for f in (*FORMATS.values(), get_format("e4m3@30"), get_format("e5m2@0")) if takes(f)], ids=str)
 def test_codes_are_widened(fmt: Any) -> None:
     """All 256 codes, in rows of any length: the bits of `decode_table`; then zeros up to a whole step."""
@@ -310,7 +271,6 @@ def test_codes_are_widened(fmt: Any) -> None:
         codes = np.stack([np.arange(256), np.arange(256)[::-1]]).astype(np.uint8)[:, :count].copy()
         image = matrix(2, count)
         raw = empty(image)
-        raw[:] = 0x55
         run(widen_task(View(codes, 0, 0, count), view(image, raw), image.panel, (1, 1, 2, count), decode_tables(fmt)))
         got = pixels(image, raw)[0, 0, 0]
         same_bits(got[:, :count], decode_table(fmt)[codes])

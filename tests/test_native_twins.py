@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-FILES = ["test_native_functions.py", "test_native_norm.py", "test_native_pointwise.py", "test_native_pooling.py"]
+NAMES = "functions", "grid", "norm", "pointwise", "pooling", "product"
+FILES = [f"test_native_{name}.py" for name in NAMES]
 
 
 @pytest.mark.skipif(os.environ.get("NUMBA_DISABLE_JIT") == "1", reason="is what this test starts")

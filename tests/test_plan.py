@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from fp8np.build import GraphBuilder
 from fp8np.check import check
+from fp8np.codec import decode_table
 from fp8np.formats import FORMATS
 from fp8np.graph import Graph, leaves
 from fp8np.interpret import interpret
@@ -208,6 +209,24 @@ def test_every_format_of_an_activation(fmt: str) -> None:
     want[1] = np.nan
     np.testing.assert_array_equal(model.run(x), want)
     assert native(model) == holds(rounded.format)
+
+
+@pytest.mark.parametrize("scale", [0.3, 0.01, 0.5])
+def test_results_rounded_on_the_way_out(scale: float) -> None:
+    """Of exact sums, halfway between two values of the format among them: rounded as what is divided by the scale to within a unit."""
+    fmt = FORMATS["float8_e4m3fn"]
+    values = np.sort(decode_table(fmt)[: fmt.max_magnitude + 1])
+    sums = ((values[1:] + values[:-1]) / np.float32(2) * np.float32(scale))[None]
+    n = sums.shape[1]
+    b = GraphBuilder()
+    y = b.node("linear", (b.input("x", ("B", n), "float32"), b.constant("w", np.eye(n, dtype=np.float32))))
+    q = b.node("quantize", (y,), {"format": fmt.name, "scale": scale})
+    model = Model(b.finish(b.node("linear", (q, b.constant("w", quantize(np.eye(n, dtype=np.float32), "e4m3fn", scale=1.0))))))
+    got = model.run(sums) / np.float32(scale)
+    exact = sums / np.float32(scale)
+    low, high = (dequantize(quantize(np.nextafter(exact, np.float32(to)), fmt, scale=1.0)) for to in (0, np.inf))
+    np.testing.assert_allclose(np.clip(got, low, high), got, rtol=2.0**-23)
+    assert native(model)
 
 
 # -- scales found while the plan runs ---------------------------------------------------------------------------------

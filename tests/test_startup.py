@@ -290,6 +290,19 @@ def test_examples_are_shorter_where_a_model_asks_for_less() -> None:
         memory(model, {"T": 128})
 
 
+def test_what_cannot_be_guessed_is_left_out(tmp_path: Path) -> None:
+    b = GraphBuilder()
+    x = b.input("x", ("B", 4), "float32")
+    model = tmp_path / "odd.safetensors"
+    save(b.finish(b.node("slice", (x,), {"dim": 0, "start": 2, "end": None, "step": 1})), model)
+    assert json.loads(invoke("inspect", model, "--json").stdout)["memory"] is None
+    assert "memory" not in invoke("inspect", model).stdout
+    assert json.loads(invoke("inspect", model, "--sizes", "B=3", "--json").stdout)["memory"]["sizes"] == {"B": 3}
+    refused = invoke("inspect", model, "--sizes", "B=1")
+    assert refused.exit_code == 1
+    assert "cannot run at B=1" in refused.output
+
+
 # -- the command line -------------------------------------------------------------------------------------------------
 
 

@@ -285,9 +285,10 @@ def widened_task(packed: Word, tables: Word, out: Word, blocks: int, steps: int)
 
 @native
 def rounded_half(v: Any) -> Any:
-    """float32 rounded to bfloat16, to nearest even."""
+    """float32 rounded to bfloat16, to nearest even; a NaN stays one."""
     bits = as_int(v)
-    return as_float((bits + ints(0x7FFF) + (shr(bits, 16) & ints(1))) & ints(0xFFFF0000))
+    rounded = (bits + ints(0x7FFF) + (shr(bits, 16) & ints(1))) & ints(0xFFFF0000)
+    return as_float(select_int(v == v, rounded, bits | ints(0x00400000)))
 
 
 if _HALF:

@@ -123,7 +123,7 @@ def holds(fmt: FloatFormat) -> bool:
     """Whether values of a format are multiplied as they are: 8 bits with a sign, and magnitudes such that neither they nor their products
     leave the normal numbers of bfloat16 and float32, whose smaller ones matrix units take for zero.
     """
-    return fmt.signed and fmt.bits == 8 and fmt.mantissa_bits <= 7 and fmt.quantum_exponent >= -63 and fmt.max < 2.0**63
+    return fmt.signed and fmt.bits == 8 and 1 <= fmt.mantissa_bits <= 7 and fmt.quantum_exponent >= -63 and fmt.max < 2.0**63
 
 
 def takes(*formats: FloatFormat) -> bool:

@@ -56,7 +56,8 @@ SMALL = 1 << 18
 """Pieces with fewer multiply-adds go together: to begin and end with a unit costs 300 cycles."""
 PARTS_FROM = 96
 """Keys from which on parts pay, where the CPU has tiles. Against float32 multiply-adds, time of a head of 32, 64, 128, 256, 512 tokens
-on one thread: 1.27, 1.09 (E = 64) to 1.23 (E = 32), 0.96, 0.86, 0.83. With tiles in use the clock is lower for all else, too."""
+on one thread: 1.27, 1.09 (E = 64) to 1.23 (E = 32), 0.96, 0.86, 0.83. With tiles in use the clock is lower for all else, too; and it
+gains nothing to weave their products into the exponentials of other rows."""
 
 _F = np.float32
 _ZERO, _ONE = _F(0), _F(1)
@@ -183,22 +184,26 @@ def _rows(
         row, count, here = first + r0 + r - key, min(16, rows - r), p + r * far
         softmax(args + 8 * _MASKS, place, s + r * 128, here, far, parts, state, row, count, keys, stage, plain & 2)
     o = scratch + word(args, _AT_O) + r0 // 32 * ((EV + 31) // 32 * 4096)
-    c = o if key == 0 else scratch + word(args, _AT_C)
+    # Where there are several blocks of keys o has left the first-level cache meanwhile, and a stored tile would wait for it: 7 % (512
+    # tokens). So it goes through c, which stays.
+    several = word(args, _S) > size
+    c = scratch + word(args, _AT_C) if several else o
     if plain & 2:
         _plain_sums(args, v, rows, keys, c, scratch)
     else:
         for j in range(0, EV, 32):
             b = scratch + word(args, _AT_V) + j // 32 * (size // 32) * RIGHT[parts]
             block(p, far, offsets, b, c + j // 32 * 4096, (keys + 31) // 32, rows, parts)
-    if key:
-        columns = (EV + 31) // 32
-        for r in range(rows):
-            factor = floats(float_at(scratch + word(args, _AT_STATE) + (r0 + r >> 4) * STATE + 128 + (r & 15) * 4))
-            place = (r >> 4) * 2048 + (r & 15) * 64
-            for j in range(columns):
-                here = place + j * 4096
-                store(o + here, fma(load(o + here), factor, load(c + here)))
-                store(o + here + 1024, fma(load(o + here + 1024), factor, load(c + here + 1024)))
+    for r in range(rows if several else 0):
+        factor = floats(float_at(scratch + word(args, _AT_STATE) + (r0 + r >> 4) * STATE + 128 + (r & 15) * 4))
+        place = (r >> 4) * 2048 + (r & 15) * 64
+        for here in range(place, place + (EV + 31) // 32 * 4096, 4096):
+            x, y = load(c + here), load(c + here + 1024)
+            if key:
+                x = fma(load(o + here), factor, x)
+                y = fma(load(o + here + 1024), factor, y)
+            store(o + here, x)
+            store(o + here + 1024, y)
 
 
 @native

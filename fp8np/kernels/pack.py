@@ -101,10 +101,10 @@ def pack_floats(args: int, unit: int, scratch: int) -> None:
     part, rounding = word(args, 6), args + 56
     steps = (K + STEP - 1) // STEP
     target = word(args, 5) + unit * steps * 1024 * ELEMENT
-    inverse = floats(np.float32(1))
+    scale = floats(np.float32(1))
     smallest, lift, bound, top = rounding_of(rounding)
     if part == 0:
-        inverse = floats(np.float32(1) / float_at(word(rounding, 0)))
+        scale = floats(float_at(word(rounding, 0)))
     zero = floats(np.float32(0))
     for k in range(0, steps * STEP, 2):
         for j in range(2):
@@ -114,8 +114,8 @@ def pack_floats(args: int, unit: int, scratch: int) -> None:
             x = _sixteen(place, column, count if k < K else 0, scratch)
             y = _sixteen(place + term, column, count if k + 1 < K else 0, scratch)
             if part == 0:
-                x = on_grid(x * inverse, smallest, lift, bound, top)
-                y = on_grid(y * inverse, smallest, lift, bound, top)
+                x = on_grid(x / scale, smallest, lift, bound, top)
+                y = on_grid(y / scale, smallest, lift, bound, top)
             put_pair(target + k // STEP * 1024 * ELEMENT, k % STEP, j, x, y)
             if part and PARTS == 3:
                 for p in range(1, 3):

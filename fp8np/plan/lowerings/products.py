@@ -265,16 +265,18 @@ def _narrow_floats(b: Builder, node: Node, attrs: Mapping[str, Any]) -> bool:
     images, _, ho, wo = b.shape(node.outputs[0])
     view, padded, _ = _overlapping(b, str(node.inputs[0]), tuple(attrs["pads"]), kw, attrs["stride"][1])
     row = last_strides(padded, 4)[2]
+    # A step is as many taps side by side as it holds, none of which belongs to another pixel: that might be NaN.
+    side = max(n for n in range(1, kw + 1) if kw % n == 0 and n * c <= STEP)
 
     def make(w: Constant) -> Any:
-        return packed_floats(floats_of(w).transpose(0, 2, 3, 1).reshape(o, kh, kw * c))
+        return packed_floats(floats_of(w).transpose(0, 2, 3, 1).reshape(o, -1, side * c))
 
     packed = b.weights.prepare("floats", str(node.inputs[1]), "", make)
     left = Left(View(view.address, view.image, attrs["stride"][0] * row, view.pixel), images, ho, wo, 0, _ONE)
-    offsets = np.array([i * attrs["dilation"][0] * row for i in range(kh)], np.int64)
+    offsets = np.array([i * attrs["dilation"][0] * row + j * c * 4 for i in range(kh) for j in range(0, kw, side)], np.int64)
     scale = np.zeros(len(packed) * COLUMNS, np.float32)
     scale[:o] = 1
-    b.emit(float_product_task(left, packed, kw * c, o, offsets, _ending(b, node, attrs, scale, True), threads=b.threads))
+    b.emit(float_product_task(left, packed, side * c, o, offsets, _ending(b, node, attrs, scale, True), threads=b.threads))
     return True
 
 
@@ -293,9 +295,9 @@ def _few_floats(b: Builder, node: Node, attrs: Mapping[str, Any]) -> bool:
         return packed_floats(full.reshape(n, -1, STEP))
 
     packed = b.weights.prepare("floats", str(node.inputs[1]), "", make)
-    if k % STEP:
-        # The last step reads past a row: into zeros, not into the next.
-        whole = At(Buffer(rows * packed.shape[1] * STEP * 4, zero=f"rows {rows} {k}"))
+    if k % STEP or rows > 1:
+        # The last step reads past a row, a block past the last row: into zeros.
+        whole = At(Buffer((rows + 16) * packed.shape[1] * STEP * 4, zero=f"rows {rows} {k}"))
         inner = View(word(whole), 0, 0, packed.shape[1] * STEP * 4)
         b.emit(place_task(word(stored.at), (0, 4, 0, stride), inner, (1, k, 1, rows)))
         stored, stride = Stored(whole, (rows, k), (packed.shape[1] * STEP * 4, 4)), packed.shape[1] * STEP * 4
