@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import threading
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -62,18 +64,16 @@ def engine_matmul(a: QTensor, b: PackedTensor) -> Floats:
     out = aligned_array((a.shape[0], b.shape[1]))
     if out.size == 0:
         return out
-    if key not in b.programs:
-        b.programs[key] = _program(a.shape, a.format, b.packed, b.scale, rows=rows)
-    scale = np.ascontiguousarray(a.scale.reshape(-1))
-    b.programs[key].run(np.ascontiguousarray(a.codes), scale, out)
+    run = _kept(b, key, lambda: _codes_program(b, a.shape, a.format, rows))
+    run.run(np.ascontiguousarray(a.codes), np.ascontiguousarray(a.scale.reshape(-1)), out)
     return out
 
 
 class _Run:
     """A program that multiplies what it is given: arrays a, scale and out."""
 
-    def __init__(self, tasks: list[Task], arena: int, zeroed: int = 0) -> None:
-        self.program = Program(tasks, arena, zeroed)
+    def __init__(self, tasks: list[Task], arena: int, b: PackedTensor) -> None:
+        self.program = Program(tasks, arena, arenas=b.arenas)
 
     def run(self, a: npt.NDArray[Any], scale: Floats, out: Floats) -> None:
         memory = self.program.memory()
@@ -84,17 +84,35 @@ class _Run:
         self.program.release(memory)
 
 
+_MOST = 64
+"""Programs that a packed matrix keeps: one for each number of rows that it meets."""
+
+_lock = threading.Lock()
+
+
+def _kept(b: PackedTensor, key: Any, make: Callable[[], _Run]) -> _Run:
+    """The program of a key, made where it is new; the oldest goes where they are many."""
+    run = b.programs.get(key)
+    if run is None:
+        run = make()
+        with _lock:
+            b.programs[key] = run
+            while len(b.programs) > _MOST:
+                del b.programs[next(iter(b.programs))]
+    return run
+
+
 def _rounded_up(size: int) -> int:
     return -(-size // 64) * 64
 
 
-def _program(shape: tuple[int, ...], fmt: FloatFormat, packed: Packed, scale: Floats, *, rows: bool) -> _Run:
+def _codes_program(b: PackedTensor, shape: tuple[int, ...], fmt: FloatFormat, rows: bool) -> _Run:
     """a (M, K) codes -> out (M, N). rows: whether `scale` has a number for each row."""
     m, k = shape
     image = matrix(m, k)
     at = View(Arena(0), 0, 0, image.pitch)
     widen = widen_task(View(External("a"), 0, 0, k), at, image.panel, (1, 1, m, k), decode_tables(fmt))
-    return _Run([widen, _product(image, at, packed, scale, External("scale"), rows)], image.size)
+    return _Run([widen, _product(image, at, b.packed, b.scale, External("scale"), rows)], image.size, b)
 
 
 def _product(image: Image, at: View, packed: Packed, scale: Floats, a_scale: Word, rows: bool) -> Task:
@@ -112,26 +130,28 @@ def engine_floats(x: Floats, b: PackedTensor, fmt: FloatFormat | None, scale: Fl
     if out.size == 0:
         return out
     key = "floats", x.shape, fmt, scale is None, get_num_threads()
-    if key not in b.programs:
-        image = matrix(m, k, 1 if fmt else PARTS)
-        at = View(Arena(0), 0, 0, image.pitch)
-        source, sizes, end = View(External("a"), 0, 0, 4 * k), (1, 1, m, k), _rounded_up(image.size)
-        tasks, a_scale = [], External("scale")
-        if fmt is None:
-            tasks.append(split_task(source, at, image.panel, image.part, sizes))
-        elif scale is None:
-            parts, own = Arena(end + 64), Arena(end)
-            tasks += scale_tasks(External("a"), m * k, fmt.max, parts, own)
-            tasks.append(quantize_task(source, at, image.panel, sizes, round_words(fmt, own)))
-            tasks.append(_product(image, at, b.packed, b.scale, own, rows=False))
-            b.programs[key] = _Run(tasks, end + 64 + 4 * (m * k // (1 << 15) + 1))
-        else:
-            tasks.append(quantize_task(source, at, image.panel, sizes, round_words(fmt, a_scale)))
-        if key not in b.programs:
-            tasks.append(_product(image, at, b.packed, b.scale, a_scale, rows=False))
-            b.programs[key] = _Run(tasks, end)
-    b.programs[key].run(np.ascontiguousarray(x), _ONE if scale is None else scale, out)
+    run = _kept(b, key, lambda: _floats_program(b, m, k, fmt, scale is None))
+    run.run(np.ascontiguousarray(x), _ONE if scale is None else scale, out)
     return out
+
+
+def _floats_program(b: PackedTensor, m: int, k: int, fmt: FloatFormat | None, dynamic: bool) -> _Run:
+    """a (M, K) float32 -> out (M, N). dynamic: the scale of `fmt` is found from a."""
+    image = matrix(m, k, 1 if fmt else PARTS)
+    at = View(Arena(0), 0, 0, image.pitch)
+    source, sizes, end = View(External("a"), 0, 0, 4 * k), (1, 1, m, k), _rounded_up(image.size)
+    tasks: list[Task] = []
+    scale: Word = External("scale")
+    if fmt is None:
+        tasks.append(split_task(source, at, image.panel, image.part, sizes))
+    else:
+        if dynamic:
+            scale, parts = Arena(end), Arena(end + 64)
+            tasks += scale_tasks(External("a"), m * k, fmt.max, parts, scale)
+            end += 64 + 4 * (m * k // (1 << 15) + 1)
+        tasks.append(quantize_task(source, at, image.panel, sizes, round_words(fmt, scale)))
+    tasks.append(_product(image, at, b.packed, b.scale, scale, rows=False))
+    return _Run(tasks, end, b)
 
 
 def engine_convolution(
@@ -146,7 +166,8 @@ def engine_convolution(
 ) -> Floats | None:
     """f32 (B, O, Ho, Wo) of codes (B, C, H, W), without scales; pads not negative. None where groups are cut as the engine cannot."""
     kind = kind_of(groups, w.shape)
-    if kind is None:
+    # Where groups share a product, others than its own meet a number with the weight zero, which a NaN would survive.
+    if kind is None or (kind in ("grouped", "spread") and x.size and (x & 0x7F).max() > x_format.max_magnitude):
         return None
     B, C, H, W = x.shape
     O = w.shape[0]  # noqa: E741 - the alphabet

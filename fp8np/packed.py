@@ -11,7 +11,7 @@ from fp8np._packing import filters, packable
 from fp8np.errors import DTypeError, FormatError, PolicyError, ScaleError, ShapeError
 from fp8np.formats import FloatFormat
 from fp8np.kernels._engine import ELEMENT, widened_task
-from fp8np.kernels._program import aligned, run_tasks
+from fp8np.kernels._program import Arenas, aligned, run_tasks
 from fp8np.kernels.product import Packed
 from fp8np.tensor import QTensor
 
@@ -35,8 +35,9 @@ class PackedTensor:
         self.scale = scale
         self.format = fmt
         self.shape = shape
-        # Programs by what they are called with: making one takes as long as a small product.
+        # Programs by what they are called with: making one takes as long as a small product. They work in the same memory.
         self.programs: dict[Any, Any] = {}
+        self.arenas = Arenas()
 
     @property
     def ndim(self) -> int:

@@ -6,6 +6,7 @@ Run by `tests/test_plan_runs.py` in a process of its own; says which graph it ru
 from __future__ import annotations
 
 import ctypes
+import itertools
 import mmap
 import sys
 from collections.abc import Iterator
@@ -14,6 +15,7 @@ from typing import Any
 import numpy as np
 from _graphs import cnn, tokens, transformer, whole, whole_codes
 
+from fp8np import QTensor, conv2d, decode, encode, matmul, pack, quantize
 from fp8np.build import GraphBuilder
 from fp8np.graph import Graph
 from fp8np.kernels import _program
@@ -98,10 +100,49 @@ def graphs() -> Iterator[tuple[str, Graph, dict[str, Any]]]:
     yield "cnn", cnn(), {"x": whole(1, 3, 8, 8)}
 
 
+def recurrent() -> Iterator[tuple[str, Graph, dict[str, Any]]]:
+    """Sequences, of codes and of floats."""
+    for name, gates in (("lstm", 4), ("gru", 3)):
+        for codes in (True, False):
+            b = GraphBuilder()
+            x = b.input("x", (3, 2, 5), "float32")
+            state = tuple(b.input(f"s{i}", (1, 2, 7), "float32") for i in range(gates - 2))
+            matrices = (whole_codes if codes else whole)(gates * 7, 5), (whole_codes if codes else whole)(gates * 7, 7)
+            weights = tuple(b.constant("w", w) for w in (*matrices, whole(gates * 7), whole(gates * 7)))
+            source = b.node("quantize", (x,), {"format": "e4m3fn", "scale": 1.0}) if codes else x
+            outputs = b.node(name, (source, *state, *weights))
+            yield f"{name} {codes}", b.finish(tuple(outputs)), {"x": whole(3, 2, 5), **{s: whole(1, 2, 7) for s in state}}
+
+
+def functions(at_end: bool) -> None:
+    """The public functions on arrays beside a page that nobody may touch."""
+    for m, k, n in ((1, 1, 1), (3, 33, 35), (2, 64, 32), (17, 100, 5), (1, 4096, 33)):
+        x, w = placed(whole(m, k), at_end), placed(whole(k, n), at_end)
+        a, b = quantize(x, "e4m3fn"), quantize(w, "e5m2", axis=1)
+        left, right = (QTensor(placed(q.codes, at_end), q.format, q.scale) for q in (a, b))
+        decode(left.codes, a.format)
+        encode(x, "e4m3fn")
+        encode(placed(whole(m, k).astype(np.float64), at_end), "e5m2")
+        for how in ("fp32", "exact", "sequential", "hopper"):
+            matmul(left, right, accumulate=how)
+        for kind in ("fp8", "bf16"):
+            packed = pack(right, pack=kind)
+            matmul(left, packed)
+            matmul(x, packed)
+            matmul(x, packed, quantize="e4m3fn")
+    for c, o, groups in ((3, 5, 1), (40, 33, 1), (40, 40, 40), (32, 32, 4)):
+        pictures, filters = quantize(whole(1, c, 5, 6), "e4m3fn"), quantize(whole(o, c // groups, 3, 3), "e4m3fn", axis=0)
+        conv2d(*(QTensor(placed(q.codes, at_end), q.format, q.scale) for q in (pictures, filters)), groups=groups, padding=1)
+
+
 def main() -> None:
-    """Runs all graphs."""
+    """Runs everything."""
     _program.aligned = arena
-    for name, graph, inputs in graphs():
+    for at_end in (True, False):
+        sys.stdout.write("functions\n")
+        sys.stdout.flush()
+        functions(at_end)
+    for name, graph, inputs in itertools.chain(graphs(), recurrent()):
         sys.stdout.write(name + "\n")
         sys.stdout.flush()
         for at_end in (True, False):

@@ -7,9 +7,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+from _graphs import one_node
 
 from fp8np.dims import Size, evaluate, symbol
+from fp8np.graph import leaves
 from fp8np.layers._op import OPS, Spec
+from fp8np.model import Model
 
 torch = pytest.importorskip("torch")
 
@@ -30,7 +33,8 @@ def check_op(
     """Checks an op on one example.
 
     The definition agrees with `torch_fn` in float64 (`rtol`, of the largest magnitude) and float32 (`rtol32`), keeps the
-    precision of its arguments, and has the shape and type that the rule gives, for numbers and for symbolic sizes.
+    precision of its arguments, and has the shape and type that the rule gives, for numbers and for symbolic sizes. A plan of the op
+    agrees with `torch_fn`, too.
 
     Args:
         inputs: arrays (floats as float64), None for an optional one left out.
@@ -50,11 +54,26 @@ def check_op(
                 np.testing.assert_allclose(got, want, rtol=tolerance, atol=tolerance * finite.max(initial=0), strict=dtype == np.float64)
             else:
                 np.testing.assert_array_equal(got, want, strict=True)
+    check_plan(name, arrays, attrs, expected, rtol32)
     specs = tuple(None if a is None else Spec(a.shape, a.dtype.name) for a in arrays)
     actual = tuple(Spec(r.shape, r.dtype.name) for r in results)
     assert _tuple(row.shape(*specs, **full)) == actual
     if symbolic:
         check_symbolic_shape(name, specs, full, symbolic, actual)
+
+
+def check_plan(name: str, inputs: tuple[Any, ...], attrs: Mapping[str, Any], expected: tuple[Any, ...], tolerance: float) -> None:
+    """Checks what a plan of the op gives for float32 inputs: all of them given, and all but the first weights."""
+    for constants in {(), tuple(range(1, len(inputs)))}:
+        graph, given = one_node(name, inputs, constants, attrs)
+        for got, tensor in zip(leaves(Model(graph).run(given)), expected, strict=True):
+            want = tensor.numpy()
+            if want.dtype.kind == "f":
+                assert got.dtype == np.float32
+                finite = np.abs(want[np.isfinite(want)])
+                np.testing.assert_allclose(got, want, rtol=tolerance, atol=tolerance * finite.max(initial=0))
+            else:
+                np.testing.assert_array_equal(got, want, strict=True)
 
 
 def check_symbolic_shape(

@@ -202,6 +202,18 @@ def test_nan_and_infinity_reach_what_they_touch(groups, padding):
             assert (np.isneginf(got) == np.isneginf(expected)).all()
 
 
+@pytest.mark.parametrize(("channels", "filters", "groups"), [(32, 32, 4), (18, 24, 3), (8, 8, 2)])
+def test_nan_and_infinity_stay_in_their_group(channels, filters, groups):
+    x, w = tensor((2, channels, 5, 4), 12, E5M2), tensor((filters, channels // groups, 3, 3), 13, E5M2)
+    codes = x.codes.copy()
+    codes[0, 1, 2, 2], codes[1, channels - 1, 2, 1] = 0x7E, 0x7C
+    pictures = QTensor(codes, E5M2)
+    got, expected = (conv2d(pictures, w, groups=groups, padding=1, accumulate=how) for how in ("fp32", "exact"))
+    np.testing.assert_array_equal(np.isnan(got), np.isnan(expected))
+    np.testing.assert_array_equal(got[np.isinf(expected)], expected[np.isinf(expected)])
+    assert not np.isnan(got[0, filters // groups :]).any()
+
+
 @pytest.mark.parametrize("accumulate", ["fp32", "exact"])
 def test_nothing_to_convolve(accumulate):
     for x_shape, w_shape, shape in (

@@ -14,10 +14,12 @@ from _weights import normal
 
 import fp8np
 from fp8np import QTensor, matmul, pack, quantize
+from fp8np._engine import _MOST
 from fp8np.errors import DTypeError, FormatError, PolicyError, ScaleError, ShapeError
 from fp8np.formats import FORMATS
 from fp8np.kernels._engine import ELEMENT
 from fp8np.kernels._grid import PARTS, holds, takes
+from fp8np.kernels._program import SLACK
 from fp8np.kernels._threads import threads
 from fp8np.packed import PACKS
 from fp8np.scaling import dequantize
@@ -204,6 +206,15 @@ def test_one_matrix_many_callers() -> None:
     first = matmul(cases[2], packed)
     first[:] = 0
     np.testing.assert_array_equal(matmul(cases[2], packed), want[2])
+
+
+def test_programs_for_many_sizes_share_memory_and_do_not_collect_without_end() -> None:
+    packed, x = pack(weight(40, 33)), f32(_MOST + 20, 40)
+    for m in (*range(1, len(x) + 1), 3, 1):
+        np.testing.assert_array_equal(matmul(x[:m], packed), matmul(x[:m], pack(weight(40, 33))))
+    assert len(packed.programs) == _MOST
+    ((arena, _),) = packed.arenas._free
+    assert len(arena) <= 2 * max(run.program.arena for run in packed.programs.values()) + SLACK
 
 
 def test_memory() -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from _graphs import cnn, gamma, native, tokens, transformer, whole, whole_codes
+from _graphs import cnn, defined, gamma, native, run_one, tokens, transformer, whole, whole_codes
 from _weights import normal
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -146,6 +146,42 @@ def test_layouts_that_others_read(kind: str) -> None:
     graph = b.finish(b.node(kind, inputs, attrs.get(kind)))
     given = {"x": normal(3, 6, 5, 8).astype(np.float32)}
     np.testing.assert_allclose(Model(graph).run(given), interpret(graph, given, dtype=np.float64), rtol=1e-5, atol=1e-6)
+
+
+FILTERS = [
+    ((1, 3, 12, 12), (5, 3, 7, 7), {}),
+    ((1, 8, 9, 9), (5, 8, 5, 5), {"padding": (2, 2)}),
+    ((1, 3, 18, 18), (5, 3, 11, 11), {}),
+    ((2, 40, 6, 6), (7, 40, 3, 3), {"padding": (1, 1)}),
+    ((1, 40, 6, 6), (40, 1, 3, 3), {"groups": 40, "padding": (1, 1)}),
+    ((1, 32, 6, 6), (32, 8, 3, 3), {"groups": 4}),
+    ((1, 18, 6, 6), (24, 6, 3, 3), {"groups": 3}),
+]
+
+
+@pytest.mark.parametrize(("shape", "weight", "attrs"), FILTERS)
+@pytest.mark.parametrize("codes", [True, False])
+def test_nan_reaches_what_it_takes_part_in(shape: Any, weight: Any, attrs: Any, codes: bool) -> None:
+    """And nothing else, but other groups of the same block: these meet it with a weight of zero."""
+    x = whole(*shape)
+    x[0, 1, 4, 4] = np.nan
+    w = whole_codes(*weight) if codes else whole(*weight)
+    for left in (x, quantize(x, "e4m3fn", scale=1.0)):
+        got, want = np.isnan(run_one("conv2d", (left, w), (1,), attrs)[0]), np.isnan(defined("conv2d", (left, w), attrs))
+        assert (got >= want).all()
+        assert want.any()
+        assert not want.all()
+        if attrs.get("groups", 1) in (1, shape[1]):
+            np.testing.assert_array_equal(got, want)
+
+
+@pytest.mark.parametrize(("rows", "k"), [(1, 33), (3, 32), (5, 50), (40, 33)])
+def test_nan_stays_in_its_row(rows: int, k: int) -> None:
+    x = whole(rows, k)
+    x[-1, -1] = np.nan
+    for left in (x, quantize(x, "e4m3fn", scale=1.0)):
+        for w in (whole(7, k), whole_codes(7, k)):
+            np.testing.assert_array_equal(run_one("linear", (left, w), (1,))[0], defined("linear", (left, w)))
 
 
 # -- FP8 values with several readers ----------------------------------------------------------------------------------

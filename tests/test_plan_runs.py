@@ -115,6 +115,16 @@ def test_memory_is_used_again_and_nothing_stays_in_it(graph: Any) -> None:
     assert len(free) == 1
 
 
+def test_plans_of_all_sizes_work_in_one_memory() -> None:
+    model = Model(cnn())
+    for batch in (*range(1, 9), 3, 1):
+        model.run(whole(batch, 3, 16, 16))
+    assert model._ready is not None
+    ((arena, _),) = model._ready[1].arenas._free
+    assert len(arena) <= 2 * max(plan.memory for plan in model._plans.values())
+    assert not any(memory.arena.size for plan in model._plans.values() for memory in plan.program._free)
+
+
 def test_outputs_belong_to_the_caller() -> None:
     """Whatever an output is (an input, a weight, a view of one, of a result, or twice the same), writing into it changes nothing."""
     b = GraphBuilder()
@@ -177,6 +187,14 @@ def test_inputs_may_lie_anywhere() -> None:
     last = np.ascontiguousarray(x.transpose(0, 2, 3, 1)).transpose(0, 3, 1, 2)
     for given in (shifted, frozen, last, np.repeat(x, 2, 3)[..., ::2], x.astype(">f4"), x.astype(np.float64), x.astype(np.float16)):
         assert bits(Model(graph).run(given)) == expected
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux") or not compiled(), reason="guards memory as Linux does")
+def test_nothing_is_read_beyond_inputs_and_arenas() -> None:
+    tests = Path(__file__).parent
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join((str(tests), str(tests.parent)))}
+    done = subprocess.run([sys.executable, str(tests / "_guarded.py")], env=environment, capture_output=True, text=True, check=False)
+    assert done.stdout.endswith("done"), (done.stdout.splitlines()[-1:], done.stderr)
 
 
 # -- errors -----------------------------------------------------------------------------------------------------------

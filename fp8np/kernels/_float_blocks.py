@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from fp8np.kernels._cpu import Cpu, describe
-from fp8np.kernels._fma import fma_2x16, fma_4x16, fma_8x32
+from fp8np.kernels._fma import fma_2x16, fma_4x16, fma_6x16, fma_8x32
 from fp8np.kernels._jit import native
 from fp8np.kernels._lanes import transpose_words
 from fp8np.kernels._parts import LEFT_STEP, RIGHT_STEP, high_halves, parts_block_1, parts_block_2
@@ -111,11 +111,15 @@ elif _CPU >= Cpu.AVX2:
 
     @native
     def _block(a: int, stride: int, offsets: int, b: int, c: int, steps: int, rows: int) -> None:
-        # c = a @ b for up to 32 rows, of which whole groups of 4 are computed.
-        for r in range(0, rows, 4):
-            place = c + (r // 16) * 2048 + (r % 16) * 64
-            fma_4x16(a + r * stride, stride, offsets, b, place, steps, 1)
-            fma_4x16(a + r * stride, stride, offsets, b + 64, place + 1024, steps, 1)
+        # c = a @ b for up to 32 rows, of which whole groups of 6, 6 and 4 are computed.
+        for top in range(0, rows, 16):
+            for j in range(2):
+                left, place = a + top * stride, c + (top // 16) * 2048 + j * 1024
+                fma_6x16(left, stride, offsets, b + 64 * j, place, steps, 1)
+                if rows > top + 6:
+                    fma_6x16(left + 6 * stride, stride, offsets, b + 64 * j, place + 384, steps, 1)
+                if rows > top + 12:
+                    fma_4x16(left + 12 * stride, stride, offsets, b + 64 * j, place + 768, steps, 1)
 
 else:
 

@@ -276,8 +276,11 @@ class Program:
 
     def release(self, memory: _Memory) -> None:
         """Keeps a memory for the next run."""
-        self._arenas.give(memory.arena, self)
+        self._arenas.give(memory.leave(), self)
         self._free.append(memory)
+
+
+_NOWHERE = np.empty(0, np.uint8)
 
 
 class _Memory:
@@ -285,7 +288,8 @@ class _Memory:
 
     def __init__(self, program: Program) -> None:
         self.program = program
-        self.arena = np.empty(0, np.uint8)
+        self.arena = _NOWHERE
+        self._start = 0
         self._words = program._words.copy()
         self._steps = program._steps.copy()
         self._steps[:, 1] = self._words.ctypes.data + program._starts
@@ -295,10 +299,16 @@ class _Memory:
 
     def move(self, arena: npt.NDArray[np.uint8]) -> None:
         """Works in `arena` from now on."""
-        if arena is not self.arena:
-            self.arena = arena
+        self.arena, start = arena, arena.ctypes.data
+        if start != self._start:
+            self._start = start
             program = self.program
-            self._words[program._relative] = program._words[program._relative] + arena.ctypes.data
+            self._words[program._relative] = program._words[program._relative] + start
+
+    def leave(self) -> npt.NDArray[np.uint8]:
+        """Its arena, which it knows no more: others may keep it, or let it go."""
+        arena, self.arena = self.arena, _NOWHERE
+        return arena
 
     def bind(self, name: str, address: int) -> None:
         """Says where an external array lies."""
