@@ -253,7 +253,7 @@ def test_memory_is_said_at_sizes() -> None:
     assert one["sizes"] == {"B": 1}
     assert one == {**memory(model, {}), "sizes": {"B": 1}}
     assert one["weights"] == 48
-    assert one["packed"] == many["packed"] >= 48
+    assert min(one["packed"], many["packed"]) >= 48
     assert many["arena"] >= 1000 * 3 * 4 > one["arena"] > 0
     assert one["arena"] % 64 == 0
     assert model.run(np.ones((2, 4), np.float32)).tolist() == [[4, 4, 4]] * 2
