@@ -23,7 +23,7 @@ def ours() -> Run:
     import fp8np.model
     from fp8np.kernels._table import kernels
 
-    kernels()  # imports Numba, which is not work of the run either
+    kernels()  # imports their modules, which is not work of the run either
 
     def run(file: Path, inputs: Mapping[str, Any], threads: int) -> Any:
         output = fp8np.load(file).run(inputs, threads=threads)

@@ -245,6 +245,12 @@ def test_compare_on_the_command_line(tmp_path: Path) -> None:
     assert "expected a file written by fp8np bench --json" in bench("--compare", str(old), str(new)).output
 
 
+def test_readme_holds_the_tables_of_the_kept_results() -> None:
+    root = Path(__file__).parents[1]
+    printed = bench("--readme", str(root / "benchmarks/results/amx-2-cores.json")).output
+    assert printed.strip() in (root / "README.md").read_text()
+
+
 def test_readme_is_made_from_a_file(tmp_path: Path) -> None:
     file = tmp_path / "run.json"
     RUN.write(file)
