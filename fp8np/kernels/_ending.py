@@ -25,7 +25,7 @@ from fp8np.kernels._native import float_at, word
 from fp8np.kernels._program import Word, float_word
 from fp8np.kernels._vector import floats, load, load_n, maximum, minimum, select, store, store_n
 
-__all__ = ["Ending", "Left", "View", "finish", "geometry", "no_bias"]
+__all__ = ["Ending", "Left", "View", "finish", "geometry", "no_bias", "pixel_blocks", "pixels", "share", "words"]
 
 
 @dataclass(frozen=True)
@@ -103,11 +103,44 @@ def no_bias(blocks: int) -> npt.NDArray[np.float32]:
     return np.zeros(blocks * 32, np.float32)
 
 
+def pixel_blocks(left: Left) -> int:
+    """Blocks of 32 pixels of all images."""
+    segments, count, _ = geometry(left)
+    return left.images * segments * -(-count // 32)
+
+
 def geometry(left: Left) -> tuple[int, int, int]:
     """Segments of an image, pixels of a segment, and from row to row."""
     if left.raster:
         return 1, (left.height - 1) * left.raster + left.width, left.raster
     return left.height, left.width, left.width
+
+
+@native
+def share(args: int, unit: int) -> Any:
+    """What a unit does: blocks of columns, from and to, and blocks of pixels, from and to.
+
+    A unit is CHUNK blocks of 32 pixels by GROUP blocks of 32 columns.
+    """
+    blocks, chunk, group = word(args, W.BLOCKS), word(args, W.CHUNK), word(args, W.GROUP)
+    groups = (blocks + group - 1) // group
+    first = (unit % groups) * group
+    start = (unit // groups) * chunk
+    total = word(args, W.IMAGES) * word(args, W.SEGMENTS) * ((word(args, W.COUNT) + 31) // 32)
+    return first, min(first + group, blocks), start, min(start + chunk, total)
+
+
+@native
+def pixels(args: int, i: int) -> Any:
+    """Block i of pixels: its image, the segment in it, its first pixel there, how many it has, and where they lie in a."""
+    segments, count = word(args, W.SEGMENTS), word(args, W.COUNT)
+    per_segment = (count + 31) // 32
+    segment = i // per_segment
+    p = (i - segment * per_segment) * 32
+    image = segment // segments
+    within = segment - image * segments
+    a = word(args, W.A) + image * word(args, W.A + 1) + within * word(args, W.A + 2) + p * word(args, W.A + 3)
+    return image, within, p, min(32, count - p), a
 
 
 def words(

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fp8np.kernels import _words as W
-from fp8np.kernels._ending import Ending, Left, finish, geometry, words
+from fp8np.kernels._ending import Ending, Left, finish, pixel_blocks, pixels, share, words
 from fp8np.kernels._engine import DEPTH, ELEMENT, STEP
 from fp8np.kernels._jit import entry, native
 from fp8np.kernels._native import word
@@ -58,25 +58,14 @@ def _taps(a: int, stride: int, offsets: int, w: int, c: int, taps: int) -> None:
 
 @entry
 def depthwise(args: int, unit: int, scratch: int) -> None:
-    """A unit is CHUNK blocks of 32 pixels by GROUP blocks of 32 channels. The word of the tables is the bytes of a panel of a."""
-    taps, blocks, chunk, group = word(args, W.STEPS), word(args, W.BLOCKS), word(args, W.CHUNK), word(args, W.GROUP)
-    segments, count = word(args, W.SEGMENTS), word(args, W.COUNT)
-    offsets, stride, panel = word(args, W.OFFSETS), word(args, W.A + 3), word(args, W.TABLES)
-    groups = (blocks + group - 1) // group
-    first = (unit % groups) * group
-    per_segment = (count + 31) // 32
-    total = word(args, W.IMAGES) * segments * per_segment
-    start = (unit // groups) * chunk
+    """The word of the tables is the bytes of a panel of a."""
+    taps, offsets, stride, panel = word(args, W.STEPS), word(args, W.OFFSETS), word(args, W.A + 3), word(args, W.TABLES)
+    first, last, start, stop = share(args, unit)
     c = scratch + _C
     # Pixels outside, channels inside: what a pixel reads lies together.
-    for i in range(start, min(start + chunk, total)):
-        segment = i // per_segment
-        p = (i - segment * per_segment) * 32
-        image = segment // segments
-        within = segment - image * segments
-        rows = min(32, count - p)
-        a = word(args, W.A) + image * word(args, W.A + 1) + within * word(args, W.A + 2) + p * stride
-        for n in range(first, min(first + group, blocks)):
+    for i in range(start, stop):
+        image, within, p, rows, a = pixels(args, i)
+        for n in range(first, last):
             w = word(args, W.PACKED) + n * taps * 128
             left = a + n // DEPTH * panel + n % DEPTH * STEP * ELEMENT
             for r in range(0, rows, 4):
@@ -110,8 +99,7 @@ def depthwise_task(
         threads: units are cut so that so many have something to do.
     """
     blocks, taps = filters.shape[:2]
-    segments, count, _ = geometry(left)
-    total = left.images * segments * -(-count // 32)
+    total = pixel_blocks(left)
     cost = 40 * taps + 350
     group = min(blocks, DEPTH)
     aim = max(5_000, min(_UNIT_COST, total * blocks * cost // (4 * threads)))

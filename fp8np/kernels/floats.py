@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from fp8np.kernels import _words as W
 from fp8np.kernels._cpu import Cpu, describe
-from fp8np.kernels._ending import Ending, Left, finish, geometry, words
+from fp8np.kernels._ending import Ending, Left, finish, geometry, pixel_blocks, pixels, share, words
 from fp8np.kernels._fma import part_1x32, part_2x16, part_6x16, part_8x32
 from fp8np.kernels._jit import entry, native
 from fp8np.kernels._native import word
@@ -54,24 +54,13 @@ else:
 
 @entry
 def float_product(args: int, unit: int, scratch: int) -> None:
-    """A unit is CHUNK blocks of 32 pixels by GROUP blocks of 32 columns."""
-    steps, blocks, chunk, group = word(args, W.STEPS), word(args, W.BLOCKS), word(args, W.CHUNK), word(args, W.GROUP)
-    segments, count, terms = word(args, W.SEGMENTS), word(args, W.COUNT), word(args, W.TABLES)
-    offsets, stride = word(args, W.OFFSETS), word(args, W.A + 3)
-    groups = (blocks + group - 1) // group
-    first = (unit % groups) * group
-    per_segment = (count + 31) // 32
-    total = word(args, W.IMAGES) * segments * per_segment
-    start = (unit // groups) * chunk
+    """A unit is what `share` says; words as above."""
+    steps, terms, offsets, stride = word(args, W.STEPS), word(args, W.TABLES), word(args, W.OFFSETS), word(args, W.A + 3)
+    first, last, start, stop = share(args, unit)
     c = scratch + _C
-    for i in range(start, min(start + chunk, total)):
-        segment = i // per_segment
-        p = (i - segment * per_segment) * 32
-        image = segment // segments
-        within = segment - image * segments
-        rows = min(32, count - p)
-        a = word(args, W.A) + image * word(args, W.A + 1) + within * word(args, W.A + 2) + p * stride
-        for n in range(first, min(first + group, blocks)):
+    for i in range(start, stop):
+        image, within, p, rows, a = pixels(args, i)
+        for n in range(first, last):
             _block(a, stride, offsets, word(args, W.PACKED) + n * steps * 4096, c, steps, terms, rows)
             finish(args, c, image, within, p, rows, n * 32)
 
@@ -102,9 +91,8 @@ def float_product_task(
         threads: units are cut so that so many have something to do.
     """
     blocks, steps = packed.shape[:2]
-    segments, count, _ = geometry(left)
-    total = left.images * segments * -(-count // 32)
-    cost = steps * terms * (40 if count > 1 else 4) + 350
+    total = pixel_blocks(left)
+    cost = steps * terms * (40 if geometry(left)[1] > 1 else 4) + 350
     aim = max(5_000, min(_UNIT_COST, total * blocks * cost // (4 * threads)))
     group = max(1, min(blocks, aim // cost))
     chunk = max(1, min(total, aim // (cost * group)))

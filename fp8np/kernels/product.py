@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fp8np.kernels import _words as W
-from fp8np.kernels._ending import Ending, Left, finish, geometry, words
+from fp8np.kernels._ending import Ending, Left, finish, geometry, pixel_blocks, pixels, share, words
 from fp8np.kernels._engine import DEPTH, ELEMENT, STEP, THIN, begin, block, end, streamed, thin_block, widen_slab
 from fp8np.kernels._jit import entry, native
 from fp8np.kernels._native import word
@@ -100,17 +100,9 @@ def _thin(args: int, unit: int, scratch: int) -> None:
 @native
 def _shallow(args: int, unit: int, scratch: int) -> None:
     # Few steps: the slabs of all columns of the unit stay in the cache, and each pixel's results are written side by side.
-    steps, blocks, chunk, group = word(args, W.STEPS), word(args, W.BLOCKS), word(args, W.CHUNK), word(args, W.GROUP)
-    segments, count = word(args, W.SEGMENTS), word(args, W.COUNT)
-    flags, offsets, stride = word(args, W.FLAGS), word(args, W.OFFSETS), word(args, W.A + 3)
+    steps, flags, offsets, stride = word(args, W.STEPS), word(args, W.FLAGS), word(args, W.OFFSETS), word(args, W.A + 3)
     pairs, terms = word(args, W.PAIRS), word(args, W.TERMS)
-    groups = (blocks + group - 1) // group
-    first = (unit % groups) * group
-    last = min(first + group, blocks)
-    per_segment = (count + 31) // 32
-    total = word(args, W.IMAGES) * segments * per_segment
-    start = (unit // groups) * chunk
-    stop = min(start + chunk, total)
+    first, last, start, stop = share(args, unit)
     slabs = scratch + _SLAB
     size = steps * 1024 * ELEMENT
     begin(scratch)
@@ -120,12 +112,7 @@ def _shallow(args: int, unit: int, scratch: int) -> None:
         widen_slab(word(args, W.PACKED) + first * steps * 1024, word(args, W.TABLES), slabs, (last - first) * steps)
     c = scratch + word(args, W.SUMS)
     for i in range(start, stop):
-        segment = i // per_segment
-        p = (i - segment * per_segment) * 32
-        image = segment // segments
-        within = segment - image * segments
-        rows = min(32, count - p)
-        a = word(args, W.A) + image * word(args, W.A + 1) + within * word(args, W.A + 2) + p * stride
+        image, within, p, rows, a = pixels(args, i)
         for n in range(first, last):
             slab = slabs + (n - first) * size
             for t in range(terms):
@@ -139,23 +126,17 @@ def _shallow(args: int, unit: int, scratch: int) -> None:
 def _deep(args: int, unit: int, scratch: int) -> None:
     # Many steps, taken a slab at a time: the slab stays in the first-level cache while the pixels of the unit pass by, their panel of
     # channels in the second level while the columns do. Sums wait there, too.
-    steps, blocks, chunk, group = word(args, W.STEPS), word(args, W.BLOCKS), word(args, W.CHUNK), word(args, W.GROUP)
-    segments, count, depth = word(args, W.SEGMENTS), word(args, W.COUNT), word(args, W.DEPTH)
+    steps, chunk, depth = word(args, W.STEPS), word(args, W.CHUNK), word(args, W.DEPTH)
     flags, offsets, stride = word(args, W.FLAGS), word(args, W.OFFSETS), word(args, W.A + 3)
     pairs, terms = word(args, W.PAIRS), word(args, W.TERMS)
-    groups = (blocks + group - 1) // group
-    first = (unit % groups) * group
-    per_segment = (count + 31) // 32
-    total = word(args, W.IMAGES) * segments * per_segment
-    start = (unit // groups) * chunk
-    stop = min(start + chunk, total)
+    first, last, start, stop = share(args, unit)
     size = 1024 * ELEMENT if flags & W.WIDENED else 1024
     slab = scratch + _SLAB
     sums = scratch + word(args, W.SUMS)
     begin(scratch)
     for s in range(0, steps, depth):
         deep = min(depth, steps - s)
-        for n in range(first, min(first + group, blocks)):
+        for n in range(first, last):
             packed = word(args, W.PACKED) + (n * steps + s) * size
             if flags & W.WIDENED:
                 slab = packed
@@ -164,15 +145,10 @@ def _deep(args: int, unit: int, scratch: int) -> None:
             own = _own(args, n)
             c = sums + (n - first) * chunk * 4096
             for i in range(start, stop):
-                segment = i // per_segment
-                p = (i - segment * per_segment) * 32
-                image = segment // segments
-                within = segment - image * segments
-                rows = min(32, count - p)
-                a = own + word(args, W.A) + image * word(args, W.A + 1) + within * word(args, W.A + 2) + p * stride
+                image, within, p, rows, a = pixels(args, i)
                 for t in range(terms):
                     left, right = word(pairs, 2 * t), word(pairs, 2 * t + 1)
-                    streamed(a + left, stride, offsets + 8 * s, slab + right, c, deep, s == 0 and t == 0, rows)
+                    streamed(a + own + left, stride, offsets + 8 * s, slab + right, c, deep, s == 0 and t == 0, rows)
                 if s + deep >= steps:
                     finish(args, c, image, within, p, rows, n * 32)
                 c += 4096
@@ -239,7 +215,7 @@ def product_task(
     """
     blocks, steps = packed.blocks, packed.steps
     segments, count, _ = geometry(left)
-    total = left.images * segments * -(-count // 32)
+    total = pixel_blocks(left)
     # Of three parts by three, those beyond the last bit of a float32 are left out.
     pairs = np.array(
         [(i * left.part, j * packed.part) for i in range(3 if left.part else 1) for j in range(3 if packed.part else 1) if i + j < 3],
