@@ -5,10 +5,16 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 
+from fp8np.kernels._cpu import Cpu, describe
 from fp8np.kernels._jit import compiled
 from fp8np.kernels._program import Task, run_tasks
 
@@ -23,6 +29,25 @@ def run(*tasks: Task) -> None:
     if any(task.units for task in tasks):
         with np.errstate(all="ignore"):
             run_tasks(*tasks, threads=2 if compiled() else 1)
+
+
+def run_again(*files: str, keyword: str = "", **variables: str) -> None:
+    """Runs test files in a process of its own, in another environment; of their tests those that `keyword` selects."""
+    few = ["-k", keyword] if keyword else []
+    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", *files, *few]
+    done = subprocess.run(command, cwd=Path(__file__).parent, env={**os.environ, **variables}, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout[-3000:]
+    assert " passed" in done.stdout
+
+
+def check_tier(file: str, tier: str, keyword: str) -> None:
+    """Runs a test file on a lower tier, or as plain Python: there all of it."""
+    if tier in [cpu.tier for cpu in Cpu if cpu > describe().cpu]:
+        pytest.skip(f"{describe().tier} is less than {tier}")
+    if tier == "uncompiled":
+        run_again(Path(file).name, NUMBA_DISABLE_JIT="1")
+    else:
+        run_again(Path(file).name, keyword=keyword, FP8NP_CPU=tier)
 
 
 def check_threads(task: Task, *written: Any) -> None:

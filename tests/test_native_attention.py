@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
-from _native import EPS, check_threads, floats, run, sizes
+from _native import EPS, check_threads, check_tier, floats, run, sizes
 
 from fp8np.kernels import attention as module
-from fp8np.kernels._cpu import Cpu, describe
 from fp8np.kernels._float_blocks import OFFSETS, PARTS, begin, block, end, load_to, pack_columns, pack_rows, put_left
 from fp8np.kernels._jit import compiled, entry
 from fp8np.kernels._native import float_at, put_float, word
@@ -280,11 +276,4 @@ FEW = "test_scale or test_a_row or test_no_keys or test_not_finite or test_masks
 @pytest.mark.skipif("FP8NP_CPU" in os.environ or not compiled(), reason="is what this test starts")
 @pytest.mark.parametrize("tier", ["plain", "avx2", "avx512", "uncompiled"])
 def test_tiers(tier):
-    if tier in [cpu.tier for cpu in Cpu if cpu > describe().cpu]:
-        pytest.skip(f"{describe().tier} is less than {tier}")
-    env = {"NUMBA_DISABLE_JIT": "1"} if tier == "uncompiled" else {"FP8NP_CPU": tier}
-    few = [] if tier == "uncompiled" else ["-k", FEW]
-    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", Path(__file__).name, *few]
-    done = subprocess.run(command, cwd=Path(__file__).parent, env={**os.environ, **env}, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stdout[-3000:]
-    assert " passed" in done.stdout
+    check_tier(__file__, tier, FEW)

@@ -3,18 +3,14 @@
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
-from _native import EPS, check_threads, floats, run, sizes
+from _native import EPS, check_threads, check_tier, floats, run, sizes
 
 from fp8np.codec import decode, encode
 from fp8np.formats import get_format
 from fp8np.kernels import recurrent as module
-from fp8np.kernels._cpu import Cpu, describe
 from fp8np.kernels._grid import round_words
 from fp8np.kernels._jit import compiled
 from fp8np.kernels.recurrent import Side, Steps, gru_task, lstm_task, pack_gates, state_scale_task
@@ -224,11 +220,4 @@ FEW = "test_formats and e5m2 or test_two or test_orders or test_not_finite or te
 @pytest.mark.skipif("FP8NP_CPU" in os.environ or not compiled(), reason="is what this test starts")
 @pytest.mark.parametrize("tier", ["plain", "avx2", "avx512", "uncompiled"])
 def test_tiers(tier):
-    if tier in [cpu.tier for cpu in Cpu if cpu > describe().cpu]:
-        pytest.skip(f"{describe().tier} is less than {tier}")
-    env = {"NUMBA_DISABLE_JIT": "1"} if tier == "uncompiled" else {"FP8NP_CPU": tier}
-    few = [] if tier == "uncompiled" else ["-k", FEW]
-    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", Path(__file__).name, *few]
-    done = subprocess.run(command, cwd=Path(__file__).parent, env={**os.environ, **env}, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stdout[-3000:]
-    assert " passed" in done.stdout
+    check_tier(__file__, tier, FEW)

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
+from _native import run_again
 
 NAMES = "functions", "grid", "norm", "pointwise", "pooling", "product"
 FILES = [f"test_native_{name}.py" for name in NAMES]
@@ -15,9 +13,4 @@ FILES = [f"test_native_{name}.py" for name in NAMES]
 
 @pytest.mark.skipif(os.environ.get("NUMBA_DISABLE_JIT") == "1", reason="is what this test starts")
 def test_uncompiled():
-    tests = Path(__file__).parent
-    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", *FILES]
-    environment = {**os.environ, "NUMBA_DISABLE_JIT": "1"}
-    done = subprocess.run(command, cwd=tests, env=environment, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stdout[-3000:]
-    assert " passed" in done.stdout
+    run_again(*FILES, NUMBA_DISABLE_JIT="1")
