@@ -12,10 +12,10 @@ import numpy.typing as npt
 
 from fp8np._packing import Filters, Pads, filters, grouped_filters, kind_of, singles, spread_filters, taps_of
 from fp8np.formats import FloatFormat
-from fp8np.kernels._ending import Ending, Left, View, no_bias
+from fp8np.kernels._ending import Ending, Left, View, per_column
 from fp8np.kernels._engine import decode_tables
 from fp8np.kernels._grid import PARTS, Image, matrix, round_words
-from fp8np.kernels._program import Arena, External, Program, Task, Word, aligned_array
+from fp8np.kernels._program import Arena, External, Program, Task, Word, aligned_array, rounded_up
 from fp8np.kernels._threads import get_num_threads
 from fp8np.kernels.depthwise import depthwise_task
 from fp8np.kernels.pack import pack_task, packed_size
@@ -41,15 +41,14 @@ def engine_product(a: Codes, a_format: FloatFormat, b: Codes, b_format: FloatFor
     image, size = matrix(M, K), packed_size(N, 1, K)
     tables = decode_tables(a_format), decode_tables(b_format)
     codes = aligned_array((len(b), *size), np.uint8)
-    scale = np.zeros(size[0] * 32, np.float32)
-    scale[:N] = 1
+    scale = per_column(size[0], np.ones(N))
     offsets = np.array([image.offset(s) for s in range(image.steps)], np.int64)
     tasks = [widen_task(View(rows, M * K, 0, K), View(Arena(0), image.size, 0, image.pitch), image.panel, (len(a), 1, M, K), tables[0])]
     tasks += [pack_task(m, (m.strides[0], 0, m.strides[1]), N, 1, K, codes[z]) for z, m in enumerate(b)]
     for z in range(Z):
         view = View(Arena(z * image.size if len(a) > 1 else 0), 0, 0, image.pitch)
         left = Left(view, 1, 1, M, M, _ONE)
-        ending = Ending(scale, no_bias(size[0]), out=View(out[z], 0, 0, 4 * N), one_nan=True)
+        ending = Ending(scale, per_column(size[0]), out=View(out[z], 0, 0, 4 * N), one_nan=True)
         packed = Packed(codes[z if len(b) > 1 else 0], tables[1], N)
         tasks.append(product_task(left, packed, offsets, ending, threads=get_num_threads()))
     program = Program(tasks, len(a) * image.size)
@@ -102,10 +101,6 @@ def _kept(b: PackedTensor, key: Any, make: Callable[[], _Run]) -> _Run:
     return run
 
 
-def _rounded_up(size: int) -> int:
-    return -(-size // 64) * 64
-
-
 def _codes_program(b: PackedTensor, shape: tuple[int, ...], fmt: FloatFormat, rows: bool) -> _Run:
     """a (M, K) codes -> out (M, N). rows: whether `scale` has a number for each row."""
     m, k = shape
@@ -119,7 +114,7 @@ def _product(image: Image, at: View, packed: Packed, scale: Floats, a_scale: Wor
     m, n = image.width, packed.columns
     left = Left(at, 1, 1, m, m, a_scale, row_scale=a_scale if rows else None, part=image.part if image.parts > 1 else 0)
     offsets = np.array([image.offset(s) for s in range(image.steps)], np.int64)
-    ending = Ending(scale, no_bias(packed.blocks), out=View(External("out"), 0, 0, 4 * n), one_nan=True)
+    ending = Ending(scale, per_column(packed.blocks), out=View(External("out"), 0, 0, 4 * n), one_nan=True)
     return product_task(left, packed, offsets, ending, threads=get_num_threads())
 
 
@@ -139,7 +134,7 @@ def _floats_program(b: PackedTensor, m: int, k: int, fmt: FloatFormat | None, dy
     """a (M, K) float32 -> out (M, N). dynamic: the scale of `fmt` is found from a."""
     image = matrix(m, k, 1 if fmt else PARTS)
     at = View(Arena(0), 0, 0, image.pitch)
-    source, sizes, end = View(External("a"), 0, 0, 4 * k), (1, 1, m, k), _rounded_up(image.size)
+    source, sizes, end = View(External("a"), 0, 0, 4 * k), (1, 1, m, k), rounded_up(image.size)
     tasks: list[Task] = []
     scale: Word = External("scale")
     if fmt is None:
@@ -187,16 +182,16 @@ def engine_convolution(
     threads = get_num_threads()
     if kind == "depthwise":
         single = singles(bare)
-        ending = Ending(single.scale, no_bias(len(single.scale) // 32), out=where, one_nan=True)
+        ending = Ending(single.scale, per_column(len(single.scale) // 32), out=where, one_nan=True)
         task = depthwise_task(left, single.values, O, image.panel, np.array(taps.offsets, np.int64), ending, threads=threads)
     else:
         if kind == "dense":
             made: Filters = filters(bare)
         else:
-            made = grouped_filters(bare, groups) if kind == "grouped" else spread_filters(bare, groups)
+            made = grouped_filters(bare) if kind == "grouped" else spread_filters(bare, groups)
         steps = 1 if kind == "grouped" else image.steps
         offsets = np.array([t + image.offset(s) for t in taps.offsets for s in range(steps)], np.int64)
-        ending = Ending(made.scale, no_bias(made.packed.blocks), out=where, one_nan=True)
+        ending = Ending(made.scale, per_column(made.packed.blocks), out=where, one_nan=True)
         panel = image.panel if kind == "grouped" else None
         task = product_task(left, made.packed, offsets, ending, threads=threads, panel=panel)
     program = Program([widen, task], image.size, image.size if image.padded else 0)

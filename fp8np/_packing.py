@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +12,7 @@ import numpy.typing as npt
 
 from fp8np.codec import decode_table
 from fp8np.graph import Constant
+from fp8np.kernels._ending import per_column
 from fp8np.kernels._engine import COLUMNS, ELEMENT, STEP, decode_tables, packed_steps
 from fp8np.kernels._grid import PARTS, Image, takes
 from fp8np.kernels._program import aligned_array, run_tasks
@@ -57,9 +59,8 @@ def packable(weight: Constant | None) -> bool:
 
 
 def _scales(weight: Constant, n: int) -> npt.NDArray[np.float32]:
-    scale = np.zeros(-(-n // COLUMNS) * COLUMNS, np.float32)
-    scale[:n] = weight.scale.reshape(-1) if isinstance(weight, QTensor) else 1
-    return scale
+    values = np.broadcast_to(weight.scale.reshape(-1), n) if isinstance(weight, QTensor) else np.ones(n)
+    return per_column(-(-n // COLUMNS), values)
 
 
 def _taps_first(weight: Constant) -> npt.NDArray[Any]:
@@ -78,26 +79,26 @@ def filters(weight: Constant, unfolded: bool = False) -> Filters:
     return Filters(_packed(weight, rows), _scales(weight, n))
 
 
-def grouped_filters(weight: Constant, groups: int) -> Filters:
+def grouped_filters(weight: Constant) -> Filters:
     """A weight (O, c, kh, kw) of groups with c inputs and c outputs each, c a divisor of 32: a block of columns by its own step."""
-    rows = np.ascontiguousarray(_taps_first(weight))
-    n, taps, c = rows.shape
-    full = np.zeros((n, taps, STEP), rows.dtype)
-    for o in range(n):
-        first = o % COLUMNS // c * c
-        full[o, :, first : first + c] = rows[o]
-    return Filters(_packed(weight, full), _scales(weight, n), grouped=True)
+    c = weight.shape[1]
+    return _among_zeros(weight, STEP, lambda o: o % COLUMNS // c * c, grouped=True)
 
 
 def spread_filters(weight: Constant, groups: int) -> Filters:
     """A weight (O, C/G, kh, kw) as one group: (O, C, kh, kw), zero where a filter reads nothing."""
+    n, c = weight.shape[:2]
+    return _among_zeros(weight, groups * c, lambda o: o * groups // n * c)
+
+
+def _among_zeros(weight: Constant, width: int, first: Callable[[int], int], grouped: bool = False) -> Filters:
+    # The c channels of filter o from first(o) on, of `width`.
     rows = np.ascontiguousarray(_taps_first(weight))
     n, taps, c = rows.shape
-    full = np.zeros((n, taps, groups * c), rows.dtype)
+    full = np.zeros((n, taps, width), rows.dtype)
     for o in range(n):
-        first = o * groups // n * c
-        full[o, :, first : first + c] = rows[o]
-    return Filters(_packed(weight, full), _scales(weight, n))
+        full[o, :, first(o) : first(o) + c] = rows[o]
+    return Filters(_packed(weight, full), _scales(weight, n), grouped)
 
 
 def _packed(weight: Constant, rows: npt.NDArray[Any]) -> Packed:

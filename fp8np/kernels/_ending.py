@@ -25,7 +25,7 @@ from fp8np.kernels._native import float_at, word
 from fp8np.kernels._program import Word, float_word
 from fp8np.kernels._vector import floats, load, load_n, maximum, minimum, select, store, store_n
 
-__all__ = ["Ending", "Left", "View", "finish", "geometry", "no_bias", "pixel_blocks", "pixels", "share", "words"]
+__all__ = ["Ending", "Left", "View", "finish", "geometry", "per_column", "pixel_blocks", "pixels", "share", "words"]
 
 
 @dataclass(frozen=True)
@@ -98,9 +98,11 @@ class Ending:
     one_nan: bool = False
 
 
-def no_bias(blocks: int) -> npt.NDArray[np.float32]:
-    """The bias of blocks that have none."""
-    return np.zeros(blocks * 32, np.float32)
+def per_column(blocks: int, values: Any = ()) -> npt.NDArray[np.float32]:
+    """A scale or bias as an ending takes it, f32 (blocks * 32,): the values of the first columns, zeros past them."""
+    out = np.zeros(blocks * 32, np.float32)
+    out[: len(values)] = values
+    return out
 
 
 def pixel_blocks(left: Left) -> int:

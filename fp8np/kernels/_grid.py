@@ -26,7 +26,7 @@ from fp8np.formats import FloatFormat
 from fp8np.kernels._engine import DEPTH, ELEMENT, STEP
 from fp8np.kernels._jit import native
 from fp8np.kernels._native import float_at, word
-from fp8np.kernels._program import float_word
+from fp8np.kernels._program import float_word, rounded_up
 from fp8np.kernels._vector import as_float, as_int, floats, ints, minimum, select_int, store
 from fp8np.kernels._x86 import store_brain
 
@@ -88,7 +88,7 @@ class Image:
     @property
     def panel(self) -> int:
         """Bytes from a panel to the next; a block reads up to 32 pixels beyond the last."""
-        return -(-(self.images * self.image + 32 * self.pitch) // 64) * 64
+        return rounded_up(self.images * self.image + 32 * self.pitch)
 
     @property
     def size(self) -> int:

@@ -44,6 +44,7 @@ __all__ = [
     "aligned_array",
     "aligned_copy",
     "float_word",
+    "rounded_up",
     "run_tasks",
 ]
 
@@ -153,6 +154,11 @@ def _rest() -> int:
     except (AttributeError, OSError):
         return 0
     return ctypes.cast(function, ctypes.c_void_p).value or 0
+
+
+def rounded_up(size: int) -> int:
+    """Bytes up to where the next buffer may start."""
+    return -(-size // ALIGNMENT) * ALIGNMENT
 
 
 def aligned(size: int) -> npt.NDArray[np.uint8]:

@@ -61,15 +61,23 @@ def pads_into_convolutions(graph: Graph) -> Graph:
         node = changed.get(node.name, node)
         name = node.inputs[0] if node.inputs else None
         if node.op == "conv2d" and name in replaced:
-            source, (top, left, bottom, right) = replaced[name]
-            attrs = OPS["conv2d"].filled(node.attrs)
-            own = _pads(attrs.pop("padding"), graph.facts(str(node.inputs[1])).shape[2:], attrs["dilation"])
-            total = (own[0] + top, own[1] + left, own[2] + bottom, own[3] + right)
-            node = node.replace(
-                op="fused_conv2d", inputs=(source, *node.inputs[1:], None), attrs=MappingProxyType({**attrs, "pads": total})
-            )
+            source, around = replaced[name]
+            node = _fused_conv2d(graph, node.replace(inputs=(source, *node.inputs[1:])), around)
         nodes.append(node)
     return pruned(graph.replace(nodes=tuple(nodes), values=MappingProxyType(values)))
+
+
+def _fused_conv2d(graph: Graph, node: Node, around: tuple[int, int, int, int] = (0, 0, 0, 0)) -> Node:
+    """A conv2d as fused_conv2d, with further zeros around its own padding."""
+    attrs = OPS["conv2d"].filled(node.attrs)
+    own = _pads(attrs.pop("padding"), graph.facts(str(node.inputs[1])).shape[2:], attrs["dilation"])
+    pads = tuple(a + b for a, b in zip(own, around, strict=True))
+    return node.replace(op="fused_conv2d", inputs=_four(node), attrs=MappingProxyType({**attrs, "pads": pads}))
+
+
+def _four(node: Node) -> tuple[str | None, ...]:
+    # x, weight, bias, residual.
+    return (*node.inputs, *(None,) * (4 - len(node.inputs)))
 
 
 def _zero_pads(node: Node) -> tuple[int, int, int, int] | None:
@@ -148,12 +156,9 @@ def products_as_fused(graph: Graph) -> Graph:
     nodes = []
     for node in graph.nodes:
         if node.op == "linear":
-            node = node.replace(op="fused_linear", inputs=(*node.inputs, *(None,) * (4 - len(node.inputs))))
+            node = node.replace(op="fused_linear", inputs=_four(node))
         elif node.op == "conv2d" and len(graph.facts(str(node.inputs[0])).shape) == 4:
-            attrs = OPS["conv2d"].filled(node.attrs)
-            pads = _pads(attrs.pop("padding"), graph.facts(str(node.inputs[1])).shape[2:], attrs["dilation"])
-            inputs = (*node.inputs, *(None,) * (4 - len(node.inputs)))
-            node = node.replace(op="fused_conv2d", inputs=inputs, attrs=MappingProxyType({**attrs, "pads": pads}))
+            node = _fused_conv2d(graph, node)
         nodes.append(node)
     return graph.replace(nodes=tuple(nodes))
 

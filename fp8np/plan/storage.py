@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from fp8np.kernels._program import ALIGNMENT, Arena, External, Task, Word
+from fp8np.kernels._program import Arena, External, Task, Word, rounded_up
 
 __all__ = ["At", "Buffer", "Stored", "assign", "dense", "last_strides", "places", "resolved"]
 
@@ -109,7 +109,7 @@ def assign(buffers: Iterable[Buffer]) -> tuple[int, int]:
     to be zero at first.
 
     Large ones first, each in the first gap that holds it: within a few per cent of the largest sum in use at a time on the models
-    measured (ResNet-50, BERT, EfficientNet).
+    measured (ResNet-50, BERT, EfficientNet). What kernels read beyond an end is another buffer's, or, at the end of the arena, its slack.
     """
     kept = [b for b in buffers if b.first >= 0]
     # Zeros around pictures stay zero only if nobody else writes there: buffers of one layout take turns in one place.
@@ -124,29 +124,24 @@ def assign(buffers: Iterable[Buffer]) -> tuple[int, int]:
         else:
             buffer.offset = zeroed
             places[buffer.zero].append((zeroed, [buffer]))
-            zeroed += _rounded(buffer.size)
+            zeroed += rounded_up(buffer.size)
     end = zeroed
     placed: list[Buffer] = []
     for buffer in sorted((b for b in kept if not b.zero), key=lambda b: (-b.size, b.first)):
         near = sorted((b for b in placed if not _apart(buffer, b)), key=lambda b: b.offset)
         offset = zeroed
         for other in near:
-            if other.offset - offset >= _rounded(buffer.size):
+            if other.offset - offset >= rounded_up(buffer.size):
                 break
-            offset = max(offset, other.offset + _rounded(other.size))
+            offset = max(offset, other.offset + rounded_up(other.size))
         buffer.offset = offset
         placed.append(buffer)
-        end = max(end, offset + _rounded(buffer.size))
+        end = max(end, offset + rounded_up(buffer.size))
     return end, zeroed
 
 
 def _apart(a: Buffer, b: Buffer) -> bool:
     return a.last < b.first or b.last < a.first
-
-
-def _rounded(size: int) -> int:
-    # What kernels read beyond an end is another buffer's, or, at the end of the arena, its slack.
-    return -(-size // ALIGNMENT) * ALIGNMENT
 
 
 def resolved(word: Any) -> Word:

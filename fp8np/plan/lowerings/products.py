@@ -15,7 +15,7 @@ import numpy as np
 from fp8np._packing import Filters, Pads, filters, grouped_filters, kind_of, packable, singles, spread_filters, taps_of
 from fp8np.formats import get_format
 from fp8np.graph import Constant, Node
-from fp8np.kernels._ending import Ending, Left, View, no_bias
+from fp8np.kernels._ending import Ending, Left, View, per_column
 from fp8np.kernels._engine import COLUMNS, STEP
 from fp8np.kernels._functions import ACTIVATIONS
 from fp8np.kernels._grid import PARTS, Image, holds
@@ -96,10 +96,8 @@ def _rows(stored: Stored, stride: int) -> View:
 def _ending(b: Builder, node: Node, attrs: Mapping[str, Any], scale: Any, picture: bool) -> Ending:
     """Scales, bias, residual and activation; and results: on the grid of the first FP8 reader that allows it, as floats for others."""
     name = node.outputs[0]
-    bias = np.zeros(len(scale), np.float32)
-    if len(node.inputs) > 2 and node.inputs[2] is not None:
-        given = np.asarray(b.constant(node.inputs[2]))
-        bias[: len(given)] = given
+    known = len(node.inputs) > 2 and node.inputs[2] is not None
+    bias = per_column(len(scale) // COLUMNS, np.asarray(b.constant(node.inputs[2])) if known else ())
     residual = None
     if len(node.inputs) > 3 and node.inputs[3] is not None:
         if picture:
@@ -236,7 +234,7 @@ def fused_conv2d(b: Builder, node: Node, attrs: Mapping[str, Any]) -> bool:
         if kind == "depthwise":
             made = b.weights.prepare("depthwise", constant, "", singles)
         elif kind == "grouped":
-            made = b.weights.prepare("product", constant, "grouped", lambda w: grouped_filters(w, attrs["groups"]))
+            made = b.weights.prepare("product", constant, "grouped", grouped_filters)
         elif kind == "spread":
             made = b.weights.prepare("product", constant, "spread", lambda w: spread_filters(w, attrs["groups"]))
         else:
@@ -274,8 +272,7 @@ def _narrow_floats(b: Builder, node: Node, attrs: Mapping[str, Any]) -> bool:
     packed = b.weights.prepare("floats", str(node.inputs[1]), "", make)
     left = Left(View(view.address, view.image, attrs["stride"][0] * row, view.pixel), images, ho, wo, 0, _ONE)
     offsets = np.array([i * attrs["dilation"][0] * row + j * c * 4 for i in range(kh) for j in range(0, kw, side)], np.int64)
-    scale = np.zeros(len(packed) * COLUMNS, np.float32)
-    scale[:o] = 1
+    scale = per_column(len(packed), np.ones(o))
     b.emit(float_product_task(left, packed, side * c, o, offsets, _ending(b, node, attrs, scale, True), threads=b.threads))
     return True
 
@@ -303,8 +300,7 @@ def _few_floats(b: Builder, node: Node, attrs: Mapping[str, Any]) -> bool:
         stored, stride = Stored(whole, (rows, k), (packed.shape[1] * STEP * 4, 4)), packed.shape[1] * STEP * 4
     left = Left(_rows(stored, stride), 1, 1, rows, rows, _ONE)
     offsets = np.arange(packed.shape[1], dtype=np.int64) * STEP * 4
-    scale = np.zeros(len(packed) * COLUMNS, np.float32)
-    scale[:n] = 1
+    scale = per_column(len(packed), np.ones(n))
     b.emit(float_product_task(left, packed, STEP, n, offsets, _ending(b, node, attrs, scale, False), threads=b.threads))
     return True
 
@@ -355,7 +351,7 @@ def _times_computed(b: Builder, node: Node, left: str, right: str) -> bool:
         else:
             b.emit(split_task(view, grid.view, image.panel, image.part, (1, 1, m, k)))
         b.emit(pack_floats_task(word(sources[1].at.plus(i * k * n * 4)), (n * 4, 4), (k, n), word(packed), roundings[1]))
-        ending = Ending(scale, no_bias(blocks), out=View(word(out.at.plus(i * m * n * 4)), 0, 0, n * 4))
+        ending = Ending(scale, per_column(blocks), out=View(word(out.at.plus(i * m * n * 4)), 0, 0, n * 4))
         b.emit(product_task(operand, placed, offsets, ending, threads=b.threads))
     return True
 

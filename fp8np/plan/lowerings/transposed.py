@@ -10,9 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from fp8np._packing import Filters, filters, packable, taps_of
+from fp8np._packing import Filters, filters, taps_of
 from fp8np.graph import Constant, Node
-from fp8np.kernels._ending import Ending, Left, View, no_bias
+from fp8np.kernels._ending import Ending, Left, View, per_column
 from fp8np.kernels._grid import PARTS, Image, takes
 from fp8np.kernels._program import Word
 from fp8np.kernels.product import product_task
@@ -37,22 +37,22 @@ def _turned(weight: Constant) -> Filters:
 def _lower(lines: bool) -> Callable[[Builder, Node, Mapping[str, Any]], bool]:
     def lower(b: Builder, node: Node, attrs: Mapping[str, Any]) -> bool:
         name, weight = str(node.inputs[0]), b.constant(node.inputs[1])
-        bias = b.constant(node.inputs[2]) if len(node.inputs) > 2 and node.inputs[2] is not None else None
+        biased = len(node.inputs) > 2 and node.inputs[2] is not None
+        bias = b.constant(node.inputs[2]) if biased else None
         shape, out_shape = b.shape(name), b.shape(node.outputs[0])
         fits = len(shape) == (3 if lines else 4) and attrs["groups"] == 1 and 0 not in (*shape, *out_shape)
-        if not fits or weight is None or (len(node.inputs) > 2 and node.inputs[2] is not None and bias is None):
+        if not fits or weight is None or (biased and bias is None):
             return False
         if lines:
-            weight = weight.expand_dims(2) if isinstance(weight, QTensor) else weight[:, :, None]
+            weight = _picture(weight)
             shape, out_shape = (*shape[:2], 1, shape[2]), (*out_shape[:2], 1, out_shape[2])
         one = ((1,), (0,)) if lines else ((), ())
         stride, dilation = (*one[0], *attrs["stride"]), (*one[0], *attrs["dilation"])
         padding, extra = (*one[1], *attrs["padding"]), (*one[1], *attrs["output_padding"])
         turned_scale = isinstance(weight, QTensor) and weight.scale.size > 1 and weight.scale.shape[1] != weight.scale.size
         q = b.quantized.get(name)
-        if turned_scale or not packable(weight.codes.astype(np.float32) if isinstance(weight, QTensor) else weight):
-            return False
-        if (isinstance(weight, QTensor) and not takes(weight.format)) or (q is not None and not takes(q.format)):
+        fits = takes(weight.format) if isinstance(weight, QTensor) else weight.dtype == np.float32
+        if turned_scale or not fits or (q is not None and not takes(q.format)):
             return False
         kernel = weight.shape[2], weight.shape[3]
         full = [d * (k - 1) for d, k in zip(dilation, kernel, strict=True)]
@@ -77,9 +77,7 @@ def _lower(lines: bool) -> Callable[[Builder, Node, Mapping[str, Any]], bool]:
         part = image.part if image.parts > 1 else 0
         left = Left(start, images, out_shape[2], out_shape[3], taps.raster, scale, part=part)
         offsets = np.array([t + image.offset(s) for t in taps.offsets for s in range(image.steps)], np.int64)
-        shift = no_bias(made.packed.blocks)
-        if bias is not None:
-            shift[: len(bias)] = np.asarray(bias)
+        shift = per_column(made.packed.blocks, () if bias is None else np.asarray(bias))
         out = dense(out_shape, channels_last=True)
         strides = last_strides(out_shape, 4)
         b.stored[node.outputs[0]] = Stored(out.at, b.shape(node.outputs[0]), (*strides[:2], strides[3]) if lines else strides)
