@@ -6,6 +6,7 @@ Shapes of the scale, for a weight of shape (O, I, 3, 3) and an activation of sha
 |---|---|---|
 | `PerTensor()` | () | () |
 | `PerChannel(0)` | (O, 1, 1, 1) | |
+| `PerToken()` | | (B, T, 1) |
 | `PerBlock((128, 128))` of a matrix (N, K) | (ceil(N/128), ceil(K/128)) | |
 | `PerBlock((1, 128))`, `PerBlock((1, 32))` | | (B, T, ceil(K/128)), (B, T, ceil(K/32)) |
 """
@@ -18,7 +19,7 @@ from types import MappingProxyType
 
 from fp8np.formats import FORMATS, FloatFormat, Specials
 
-__all__ = ["MX", "Granularity", "PerBlock", "PerChannel", "PerTensor", "Scheme"]
+__all__ = ["MX", "Granularity", "PerBlock", "PerChannel", "PerTensor", "PerToken", "Scheme"]
 
 
 @dataclass(frozen=True)
@@ -40,8 +41,22 @@ class PerChannel:
 
 
 @dataclass(frozen=True)
+class PerToken:
+    """One scale for each index of all axes but the last: an activation (B, T, K) has a scale of shape (B, T, 1).
+
+    A token's scale depends on that token alone, so it is found anew at each run.
+    """
+
+    def __str__(self) -> str:
+        return "token"
+
+
+@dataclass(frozen=True)
 class PerBlock:
-    """One scale for each block of a `QTensor`; the graphs of converted models have none.
+    """One scale for each block of a `QTensor`.
+
+    A weight (N, K) of a linear layer in groups of g along K is ``PerBlock((1, g))``; a matrix (K, N) ``PerBlock((g, 1))``; the filters
+    of a convolution, cut along their input channels, ``PerBlock((1, g, 0, 0))``. The graphs of models have float32 scales.
 
     Attributes:
         shape: lengths of a block along the last axes; 1 gives each index its own scale, 0 is the whole axis. Axes before
@@ -59,7 +74,7 @@ class PerBlock:
         return f"block {'x'.join(map(str, self.shape))}" + (f" of {self.scale_format}" if self.scale_format else "")
 
 
-Granularity = PerTensor | PerChannel
+Granularity = PerTensor | PerChannel | PerToken | PerBlock
 
 
 @dataclass(frozen=True)
@@ -71,12 +86,14 @@ class Scheme:
         granularity: which elements share a scale.
         dynamic: whether the scale is found anew at each run (activations only); otherwise it is fixed at conversion.
         direct: whether the scale is simply 1 (a cast: the paper's E5M2, section 3.1).
+        power_of_two: whether scales are rounded up to a power of two, so that nothing saturates and scaling is exact.
     """
 
     format: FloatFormat
     granularity: Granularity = PerTensor()
     dynamic: bool = False
     direct: bool = False
+    power_of_two: bool = False
 
 
 def _mx() -> Mapping[str, tuple[FloatFormat, PerBlock]]:
