@@ -24,8 +24,8 @@ from fp8np.model import Model
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "fp8np"
-# The folders of modules; the others are installed as fp8np_converters and fp8np_benchmarks.
-TOPS = ("fp8np", "converters", "benchmarks")
+# The folders of modules; the others are installed as fp8np_converters, fp8np_benchmarks and fp8np_studies.
+TOPS = ("fp8np", "converters", "benchmarks", "studies")
 
 # docs/design.md: a module imports only from its own level or below. A folder's own modules share its level unless named.
 LEVELS = {
@@ -138,7 +138,7 @@ def test_imports_go_down(module: str, path: Path) -> None:
 
 @pytest.mark.parametrize(("module", "path"), list(modules()))
 def test_only_the_command_line_knows_the_converters(module: str, path: Path) -> None:
-    known = {"torch", "transformers", "onnx", "gfloat", "fp8np_converters", "fp8np_benchmarks"}
+    known = {"torch", "transformers", "onnx", "gfloat", "fp8np_converters", "fp8np_benchmarks", "fp8np_studies"}
     foreign = {name.split(".")[0] for name in imported(path)} & known
     # The references that `fp8np verify` compares with, each where it is installed.
     assert not foreign or module in {"cli", "cli_bench", "verify.references"}, f"{module} imports {foreign}"
@@ -192,7 +192,7 @@ def test_modules_can_be_read_in_a_sitting(path: Path) -> None:
 def test_every_folder_is_installed() -> None:
     listed = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["setuptools"]["packages"]
     found = {".".join(p.parent.relative_to(ROOT).parts) for top in TOPS for p in (ROOT / top).rglob("__init__.py")}
-    assert sorted(listed) == sorted(re.sub("^(converters|benchmarks)", r"fp8np_\1", name) for name in found)
+    assert sorted(listed) == sorted(re.sub("^(benchmarks|converters|studies)", r"fp8np_\1", name) for name in found)
 
 
 def run_python(code: str) -> str:
