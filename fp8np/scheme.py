@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 
 from fp8np.formats import FORMATS, FloatFormat, Specials
+from fp8np.integers import IntegerFormat
 
 __all__ = ["MX", "Granularity", "PerBlock", "PerChannel", "PerTensor", "PerToken", "Scheme"]
 
@@ -89,7 +90,7 @@ class Scheme:
         power_of_two: whether scales are rounded up to a power of two, so that nothing saturates and scaling is exact.
     """
 
-    format: FloatFormat
+    format: FloatFormat | IntegerFormat
     granularity: Granularity = PerTensor()
     dynamic: bool = False
     direct: bool = False

@@ -32,6 +32,7 @@ LEVELS = {
     "errors": 0,
     "_settings": 0,
     "formats": 1,
+    "integers": 1,
     "_finfo": 1,
     "_numbers": 1,
     "dims": 1,
