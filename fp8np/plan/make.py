@@ -50,10 +50,13 @@ def make_plan(graph: Graph, sizes: Mapping[str, int], weights: Weights) -> Plan:
     for value in graph.inputs:
         stored = dense(facts[value.name].shape, value.dtype)  # type: ignore[arg-type]
         builder.stored[value.name] = dataclasses.replace(stored, at=At(value.name))
+    owners: list[str] = []
     for node in graph.nodes:
         _lower(builder, node, full[node.name])
+        owners += [node.name] * (len(builder.steps) - len(owners))
     outputs = {name: _kept(builder, name) for name in leaves(graph.outputs)}
-    return _finished(builder, outputs)
+    owners += [""] * (len(builder.steps) - len(owners))
+    return _finished(builder, outputs, tuple(owners))
 
 
 def _lower(b: Builder, node: Node, attrs: Mapping[str, Any]) -> None:
@@ -119,7 +122,7 @@ def _kept(b: Builder, name: str) -> Stored:
     return stored
 
 
-def _finished(b: Builder, outputs: Mapping[str, Stored]) -> Plan:
+def _finished(b: Builder, outputs: Mapping[str, Stored], owners: tuple[str, ...]) -> Plan:
     buffers = {id(buffer): buffer for buffer in _buffers(b.steps)}
     for stored in outputs.values():
         if isinstance(stored.at.base, Buffer):
@@ -139,7 +142,7 @@ def _finished(b: Builder, outputs: Mapping[str, Stored]) -> Plan:
             done += 1
     if done > first:
         segments.append((first, done))
-    return Plan(Program(tasks, arena, zeroed, b.weights.arenas), tuple(segments), outputs, b.graph.outputs)
+    return Plan(Program(tasks, arena, zeroed, b.weights.arenas), tuple(segments), outputs, b.graph.outputs, owners)
 
 
 def _buffers(steps: list[Task | Host]) -> list[Buffer]:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, MutableMapping
 from dataclasses import dataclass
+from time import perf_counter
 from typing import Any
 
 import numpy as np
@@ -26,20 +27,26 @@ class Plan:
         segments: in order: ranges of these, run without returning to Python; and steps in Python.
         stored: where each output is.
         outputs: their structure.
+        owners: for each step, the node of the fused graph that it is of; "" for those that only bring outputs into order.
     """
 
     program: Program
     segments: tuple[tuple[int, int] | Host, ...]
     stored: Mapping[str, Stored]
     outputs: Structure
+    owners: tuple[str, ...]
 
     @property
     def memory(self) -> int:
         """Bytes that a run needs beside the weights."""
         return self.program.arena
 
-    def execute(self, inputs: Mapping[str, Any]) -> Structure:
+    def execute(self, inputs: Mapping[str, Any], *, seconds: MutableMapping[str, float] | None = None) -> Structure:
         """Runs the steps on arrays of the planned shapes, C-contiguous.
+
+        Args:
+            inputs: an array for each input, by name.
+            seconds: if given, steps run one at a time, and the time of each is added to its owner's.
 
         Raises:
             InputError, ExecutionError: a step refused the values it got, or failed; the message names its node.
@@ -50,15 +57,29 @@ class Plan:
                 memory.bind(name, inputs[name].ctypes.data)
             # Infinity and NaN are data here, as on the hardware; NumPy's warnings about them would hit users as errors.
             with np.errstate(all="ignore"):
-                for segment in self.segments:
-                    if isinstance(segment, Host):
-                        _in_python(segment, memory.arena, inputs)
-                    else:
-                        memory.run(*segment)
+                if seconds is not None:
+                    self._clocked(memory, inputs, seconds)
+                else:
+                    for segment in self.segments:
+                        _run(segment, memory, inputs)
             # A caller may write into what is returned, and the memory is used again.
             return map_structure(lambda name: np.array(_array(self.stored[name], memory.arena, inputs), order="C"), self.outputs)
         finally:
             self.program.release(memory)
+
+    def _clocked(self, memory: Any, inputs: Mapping[str, Any], seconds: MutableMapping[str, float]) -> None:
+        parts = (p for s in self.segments for p in ([s] if isinstance(s, Host) else [(i, i + 1) for i in range(*s)]))
+        for owner, part in zip(self.owners, parts, strict=True):
+            start = perf_counter()
+            _run(part, memory, inputs)
+            seconds[owner] = seconds.get(owner, 0.0) + perf_counter() - start
+
+
+def _run(segment: tuple[int, int] | Host, memory: Any, inputs: Mapping[str, Any]) -> None:
+    if isinstance(segment, Host):
+        _in_python(segment, memory.arena, inputs)
+    else:
+        memory.run(*segment)
 
 
 def _in_python(step: Host, arena: Any, inputs: Mapping[str, Any]) -> None:
