@@ -17,6 +17,7 @@ from fp8np.errors import Fp8npError, GraphError
 from fp8np.formats import FORMATS
 from fp8np.graph import Graph, Node, Value, constant_value, leaves, named_leaves
 from fp8np.layers._op import OPS, Spec
+from fp8np.scheme import PerChannel
 from fp8np.tensor import QTensor
 
 __all__ = ["DTYPES", "INVARIANTS", "Invariant", "check", "infer"]
@@ -208,8 +209,8 @@ def _types(graph: Graph) -> Problems:
             yield f"input {value.name!r}: expected one of {', '.join(sorted(DTYPES))}, got {value.dtype!r}"
     for name, constant in graph.constants.items():
         if isinstance(constant, QTensor):
-            if constant.block is not None or constant.scale_format is not None:
-                yield f"constant {name!r}: expected one scale, or one for each channel, in float32; got one for each block"
+            if constant.scale_format is not None:
+                yield f"constant {name!r}: expected scales in float32, got {constant.scale_format}"
         elif constant.dtype.name not in DTYPES:
             yield f"constant {name!r}: expected one of {', '.join(sorted(DTYPES))} or FP8, got {constant.dtype}"
 
@@ -292,6 +293,14 @@ def _quantized_inputs(graph: Graph) -> Problems:
                 continue
             if row.input_name(i) not in row.quantizable:
                 yield f"{_place(node)}: input {row.input_name(i)!r} of {node.op} cannot be FP8, but {name!r} is"
+                continue
+            constant = graph.constants.get(name)
+            # A weight whose standard is a scale for each channel may have finer ones; what is read as a whole has no use for them.
+            if isinstance(constant, QTensor) and constant.block and not isinstance(row.quantizable[row.input_name(i)], PerChannel):
+                yield (
+                    f"{_place(node)}: input {row.input_name(i)!r} of {node.op} takes one scale, or one for each channel; "
+                    f"{name!r} has one for each block of {constant.block}"
+                )
 
 
 def _float_outputs(graph: Graph) -> Problems:

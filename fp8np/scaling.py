@@ -24,7 +24,7 @@ from fp8np.policy import SATURATE
 from fp8np.scheme import MX
 from fp8np.tensor import Floats, QTensor, block_of, blocks_of, float32_scale
 
-__all__ = ["SCALE_RULES", "dequantize", "quantize", "scale_for"]
+__all__ = ["SCALE_RULES", "dequantize", "quantize", "rounded_up_to_power_of_two", "scale_for"]
 
 _Array = npt.NDArray[Any]
 
@@ -99,6 +99,16 @@ def _power_of_two(largest: _Array, usable: npt.NDArray[np.bool_], f: FloatFormat
             raise PolicyError(f"scale_for: unknown scale_rule {rule!r}; known: {', '.join(SCALE_RULES)}")
     powers = np.where(usable, exponent - top + raised, kept.min_exponent)
     return np.ldexp(np.float32(1), np.clip(powers, kept.min_exponent, kept.max_exponent).astype(np.int32))
+
+
+def rounded_up_to_power_of_two(scale: Any) -> Floats:
+    """float32 of scale's shape: the smallest powers of two that are at least as large, 2**127 at most; so what fitted before still fits.
+
+    >>> rounded_up_to_power_of_two([0.75, 1.0, 1.5]).tolist()
+    [1.0, 1.0, 2.0]
+    """
+    fraction, exponent = np.frexp(np.asarray(scale, np.float32))
+    return np.ldexp(np.float32(1), np.minimum(exponent - (fraction == 0.5), 127))
 
 
 def quantize(
