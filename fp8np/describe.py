@@ -29,7 +29,7 @@ def describe(graph: Graph, file_bytes: int | None = None, memory: dict[str, Any]
     Returns:
         "inputs", "outputs", "meta", "nodes" (count by op), "weights" (parameters, bytes, bytes as float32, count and bytes
         by format), "file_bytes", "memory", and "layers": for each node with weights its name, op, origin, and the format, scale and
-        shape of its weights and of its quantized activations.
+        shape of its weights and the attributes of its quantized activations.
     """
     constants = graph.constants.values()
     by_format: dict[str, dict[str, int]] = {}
@@ -83,6 +83,7 @@ def _weight(name: str, graph: Graph) -> dict[str, Any]:
     facts: dict[str, Any] = {"name": name, "format": _format(constant), "shape": list(constant.shape)}
     if isinstance(constant, QTensor):
         facts["scale_shape"] = list(constant.scale.shape)
+        facts["block"] = None if constant.block is None else list(constant.block)
         facts["scale_range"] = [float(constant.scale.min()), float(constant.scale.max())]
     return facts
 
@@ -92,7 +93,7 @@ def _activation(name: str | None, producers: dict[str, Node]) -> dict[str, Any] 
     if node is None or node.op != "quantize":
         return None
     attrs = OPS[node.op].filled(node.attrs)
-    return {"name": node.inputs[0], "format": attrs["format"], "scale": attrs["scale"]}
+    return {"name": node.inputs[0], **attrs}
 
 
 def described_table(facts: dict[str, Any]) -> RenderableType:
@@ -138,6 +139,8 @@ def _activation_line(activations: list[dict[str, Any]]) -> str:
         return ""
     first = activations[0]
     scale = "at run time" if first["scale"] is None else f"{first['scale']:.4g}"
+    scale += ", for each token" if first["granularity"] == "token" else ""
+    scale += ", a power of two" if first["power_of_two"] else ""
     return f"{first['format'].removeprefix('float8_')} {scale}"
 
 
@@ -160,4 +163,5 @@ def _scale(weight: dict[str, Any]) -> str:
         return ""
     low, high = weight["scale_range"]
     count = int(np.prod(weight["scale_shape"]))
-    return f"{low:.3g}" if count == 1 else f"{count} of {low:.3g} to {high:.3g}"
+    blocks = f", blocks of {'x'.join(map(str, weight['block']))}" if weight["block"] else ""
+    return f"{low:.3g}" if count == 1 else f"{count} of {low:.3g} to {high:.3g}{blocks}"

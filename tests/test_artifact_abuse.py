@@ -262,9 +262,9 @@ def test_bad_files_are_refused(name: str, path: Path) -> None:
 
 def test_a_version_from_the_future(path: Path) -> None:
     # Nothing else of such a file is looked at: it may be quite different.
-    for content in (in_graph(set_in("version", 2)), graph_text('{"version": 7, "other": []}')):
+    for content in (in_graph(set_in("version", 3)), graph_text('{"version": 7, "other": []}')):
         path.write_bytes(content)
-        with pytest.raises(ArtifactVersionError, match=r"written by a newer fp8np .*reads 1.*upgrade") as error:
+        with pytest.raises(ArtifactVersionError, match=r"written by a newer fp8np .*reads 2.*upgrade") as error:
             load_graph(path)
         assert str(error.value).startswith(f"{path}: ")
 

@@ -20,8 +20,10 @@ from fp8np.tensor import QTensor
 
 __all__ = ["VERSION", "decode_graph", "encode_graph", "scale_names"]
 
-VERSION = 1
-"""Of the text. A reader refuses a higher one; a change that an older reader would misread raises it."""
+VERSION = 2
+"""Of the text. A reader refuses a higher one; a change that an older reader would misread raises it. A graph is written down in the
+lowest version that has all it needs, so that older readers read what they can: 2 has scales for blocks and for tokens.
+"""
 
 _MAX_RANK = 64
 """As in NumPy."""
@@ -43,7 +45,7 @@ def scale_names(constants: Mapping[str, Constant]) -> dict[str, str]:
 def encode_graph(graph: Graph, scales: Mapping[str, str]) -> str:
     """The text for a checked graph whose scales are stored under the names in `scales`."""
     content = {
-        "version": VERSION,
+        "version": _version(graph),
         "inputs": [_encode_value(value) for value in graph.inputs],
         "constants": {name: _encode_constant(name, c, scales.get(name)) for name, c in graph.constants.items()},
         "nodes": [
@@ -63,13 +65,22 @@ def encode_graph(graph: Graph, scales: Mapping[str, str]) -> str:
     return json.dumps(content, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
 
 
+def _version(graph: Graph) -> int:
+    blocks = any(isinstance(c, QTensor) and c.block is not None for c in graph.constants.values())
+    finer = any(node.op == "quantize" and node.attrs.keys() & {"granularity", "power_of_two"} for node in graph.nodes)
+    return 2 if blocks or finer else 1
+
+
 def _encode_value(value: Value) -> dict[str, Any]:
     return {"name": value.name, "dtype": value.dtype, "shape": [_encode_size(size) for size in value.shape]}
 
 
 def _encode_constant(name: str, constant: Constant, scale: str | None) -> dict[str, Any]:
     value = constant_value(name, constant)
-    return {"dtype": value.dtype, "shape": list(value.shape), "scale": scale}
+    entry = {"dtype": value.dtype, "shape": list(value.shape), "scale": scale}
+    if isinstance(constant, QTensor) and constant.block is not None:
+        entry["block"] = list(constant.block)
+    return entry
 
 
 def _encode_size(size: Size) -> int | str:
@@ -119,7 +130,7 @@ def decode_graph(content: str, tensors: Mapping[str, Stored]) -> Graph:
             values[value.name] = value
     return Graph(
         inputs=tuple(reader.value(value, f"input {i}") for i, value in enumerate(items(inputs, "inputs"))),
-        constants=MappingProxyType(_decode_constants(mapping(constants, "constants"), tensors)),
+        constants=MappingProxyType(_decode_constants(mapping(constants, "constants"), tensors, version)),
         nodes=tuple(node for node, _ in decoded),
         values=MappingProxyType(values),
         outputs=_decode_structure(outputs),
@@ -127,7 +138,7 @@ def decode_graph(content: str, tensors: Mapping[str, Stored]) -> Graph:
     )
 
 
-def _decode_constants(constants: Mapping[str, Any], tensors: Mapping[str, Stored]) -> dict[str, Constant]:
+def _decode_constants(constants: Mapping[str, Any], tensors: Mapping[str, Stored], version: int) -> dict[str, Constant]:
     unused = dict(tensors)
 
     def take(name: str, place: str, element: str) -> Any:
@@ -142,8 +153,14 @@ def _decode_constants(constants: Mapping[str, Any], tensors: Mapping[str, Stored
     result: dict[str, Constant] = {}
     for name, entry in constants.items():
         place = f"constant {short(name)}"
-        dtype, shape, scale = fields(entry, place, "dtype", "shape", "scale")
+        block = None
+        if isinstance(entry, dict) and "block" in entry and version > 1:
+            dtype, shape, scale, block = fields(entry, place, "dtype", "shape", "scale", "block")
+        else:
+            dtype, shape, scale = fields(entry, place, "dtype", "shape", "scale")
         if scale is None:
+            if block is not None:
+                raise ArtifactError(f"{place}: blocks are those of a scale, and it has none")
             if text(dtype, place) not in DTYPES:
                 raise ArtifactError(f"{place}: expected one of {', '.join(sorted(DTYPES))}, or FP8 and a scale, got {short(dtype)}")
             result[name] = array = take(name, place, ELEMENT_OF[dtype])
@@ -152,7 +169,7 @@ def _decode_constants(constants: Mapping[str, Any], tensors: Mapping[str, Stored
             array = take(name, place, fmt.stored_as)
             factor = take(text(scale, f"{place}: scale"), f"{place}: scale", "F32")
             try:
-                result[name] = QTensor(array, fmt, factor)
+                result[name] = QTensor(array, fmt, factor, block=None if block is None else _decode_block(block, array.shape, place))
             except Fp8npError as error:
                 raise ArtifactError(f"{place}: {error}") from error
         if items(shape, place) != list(array.shape):
@@ -160,6 +177,13 @@ def _decode_constants(constants: Mapping[str, Any], tensors: Mapping[str, Stored
     if unused:
         raise ArtifactError(f"tensor {short(min(unused))}: no constant of the graph uses it")
     return result
+
+
+def _decode_block(block: Any, shape: tuple[int, ...], place: str) -> tuple[int, ...]:
+    lengths = items(block, f"{place}: block")
+    if len(lengths) != len(shape) or not all(type(b) is int and 1 <= b < 2**63 for b in lengths):
+        raise ArtifactError(f"{place}: expected a block of {len(shape)} lengths, each at least 1, got {short(block)}")
+    return tuple(lengths)
 
 
 def _decode_format(name: str, place: str) -> FloatFormat:
