@@ -17,6 +17,7 @@ and so does an array named ``label`` or ``labels`` that no input claims.
 from __future__ import annotations
 
 import importlib
+import inspect
 import os
 import re
 import sys
@@ -37,7 +38,20 @@ from fp8np.errors import CalibrationError, Fp8npError, InputError
 from fp8np.graph import Value
 from fp8np.inputs import by_name, declared_arrays
 
-__all__ = ["Batch", "Batches", "Progress", "imported", "load_batches", "read_arrays", "read_file", "user_code", "write_arrays"]
+__all__ = [
+    "Batch",
+    "Batches",
+    "Progress",
+    "imported",
+    "is_factory",
+    "load_batches",
+    "read_arrays",
+    "read_file",
+    "search_here",
+    "user_code",
+    "with_folders",
+    "write_arrays",
+]
 
 Progress = Callable[[str, int, int | None], None]
 """Called after each batch with what is being done, how many batches are done, and of how many (None: not known)."""
@@ -104,7 +118,13 @@ class Batches:
             raise CalibrationError(f"{self.origin}: no samples")
 
 
-def load_batches(source: Any, *, inputs: Sequence[Value] | None = None, batch_size: int = 16) -> Batches:
+def load_batches(
+    source: Any,
+    *,
+    inputs: Sequence[Value] | None = None,
+    batch_size: int = 16,
+    folders: Mapping[str, Path] | None = None,
+) -> Batches:
     """Opens data, to be gone through any number of times.
 
     Args:
@@ -112,6 +132,7 @@ def load_batches(source: Any, *, inputs: Sequence[Value] | None = None, batch_si
         inputs: what the model takes; arrays are matched and checked with it. Without it, arrays given by position are
             named "0", "1", ... and nothing is checked but that they are numbers.
         batch_size: samples in a batch where this module cuts them; a model whose batch is fixed gets its own.
+        folders: what a factory named as text is called with, if it takes a parameter: see `with_folders`.
 
     Raises:
         CalibrationError: there is no such file, a file is not readable, or there are no samples.
@@ -124,7 +145,7 @@ def load_batches(source: Any, *, inputs: Sequence[Value] | None = None, batch_si
     [4, 1]
     """
     if isinstance(source, str | os.PathLike):
-        return _from_text(os.fspath(source), inputs, batch_size)
+        return _from_text(os.fspath(source), inputs, batch_size, folders)
     if isinstance(source, np.ndarray):
         return _from_list("array", _cut("array", {"arr_0": source}, inputs, batch_size), inputs)
     if isinstance(source, Mapping):
@@ -132,7 +153,7 @@ def load_batches(source: Any, *, inputs: Sequence[Value] | None = None, batch_si
     return _from_object(type(source).__name__, source, inputs)
 
 
-def _from_text(text: str, inputs: Sequence[Value] | None, batch_size: int) -> Batches:
+def _from_text(text: str, inputs: Sequence[Value] | None, batch_size: int, folders: Mapping[str, Path] | None) -> Batches:
     path = Path(text)
     if path.is_dir():
         files = sorted(p for p in path.iterdir() if p.suffix in _SUFFIXES)
@@ -141,8 +162,9 @@ def _from_text(text: str, inputs: Sequence[Value] | None, batch_size: int) -> Ba
         return Batches(text, lambda: (b for p in files for b in _cut(str(p), _read(p), inputs, batch_size)), inputs, None)
     if path.is_file():
         return _from_list(text, _cut(text, _read(path), inputs, batch_size), inputs)
-    if _FACTORY.fullmatch(text):
-        return _from_object(text, imported(text), inputs)
+    if is_factory(text):
+        found = imported(text)
+        return _from_object(text, with_folders(found, folders) if callable(found) else found, inputs)
     raise CalibrationError(f"{text}: no such file or folder, and not a factory (package.module:function) either")
 
 
@@ -202,17 +224,44 @@ def write_arrays(path: str | os.PathLike[str], arrays: Mapping[str, npt.NDArray[
                 np.lib.format.write_array(member, array, allow_pickle=False)
 
 
+def is_factory(text: str) -> bool:
+    """Whether a text has the form ``package.module:name``."""
+    return _FACTORY.fullmatch(text) is not None
+
+
+def search_here() -> None:
+    """Lets modules be imported from the current directory, as `python -m` does it: the command line alone would not find them."""
+    if "" not in sys.path and os.getcwd() not in sys.path:  # noqa: PTH109 - sys.path holds str
+        sys.path.insert(0, os.getcwd())  # noqa: PTH109
+
+
+def with_folders(factory: Callable[..., Any], folders: Mapping[str, Path] | None) -> Callable[[], Any]:
+    """A factory to be called with nothing: one that takes a parameter (of that name, or without a default) is given `folders`.
+
+    >>> with_folders(lambda folders: sorted(folders), {"data": Path(".")})()
+    ['data']
+    """
+    if folders is None:
+        return factory
+    try:
+        parameters = inspect.signature(factory).parameters.values()
+    except (TypeError, ValueError):  # a built-in
+        return factory
+    takes = any(
+        p.name == "folders" or (p.default is p.empty and p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)) for p in parameters
+    )
+    return (lambda: factory(folders)) if takes else factory
+
+
 def imported(text: str) -> Any:
     """What ``package.module:name`` names, the current directory being searched too.
 
     Raises:
         InputError: the text is of another form, there is no such module or name, or the module fails.
     """
-    if not _FACTORY.fullmatch(text):
+    if not is_factory(text):
         raise InputError(f"expected package.module:function, got {text!r}")
-    # As `python -m` does it; the command line alone would not find a module beside the user's data.
-    if "" not in sys.path and os.getcwd() not in sys.path:  # noqa: PTH109 - sys.path holds str
-        sys.path.insert(0, os.getcwd())  # noqa: PTH109
+    search_here()
     module_name, _, attribute = text.partition(":")
     with user_code(text):
         found = importlib.import_module(module_name)

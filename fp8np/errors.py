@@ -22,6 +22,7 @@ __all__ = [
     "RecipeError",
     "ScaleError",
     "ShapeError",
+    "StudyError",
     "UnsafeCheckpointError",
     "UnsupportedOperatorError",
 ]
@@ -89,6 +90,10 @@ class CalibrationError(Fp8npError, ValueError):
 
 class RecipeError(Fp8npError, ValueError):
     """A quantization recipe is unknown, malformed, or does not fit the model."""
+
+
+class StudyError(Fp8npError, ValueError):
+    """The file of a study is malformed; the message names the line."""
 
 
 class MissingDependencyError(Fp8npError, ImportError):

@@ -14,7 +14,7 @@ from fp8np.graph import named_leaves
 from fp8np.metrics import METRICS
 from fp8np.model import Model
 
-__all__ = ["Evaluation", "evaluate"]
+__all__ = ["Evaluation", "Metric", "chosen_output", "evaluate", "metric_function"]
 
 Metric = Callable[[Any, Any], float]
 
@@ -59,15 +59,15 @@ def evaluate(
     >>> evaluate(model, [(x, np.array([1, 0]))], "accuracy")
     Evaluation(value=1.0, samples=2)
     """
-    function = _metric(metric)
+    function = metric_function(metric)
     batches = load_batches(data, inputs=model.inputs)
     outputs: list[Any] = []
     targets: list[Any] = []
     samples = 0
     for i, batch in enumerate(batches):
-        outputs.append(_chosen(model.run(batch.inputs, threads=threads), output))
+        outputs.append(chosen_output(model.run(batch.inputs, threads=threads), output))
         if reference is not None:
-            targets.append(_chosen(reference.run(batch.inputs, threads=threads), output))
+            targets.append(chosen_output(reference.run(batch.inputs, threads=threads), output))
         elif batch.label is None:
             raise InputError(f"{batches.origin}: batch {i} has no labels; give (inputs, labels), an array 'labels', or a reference model")
         else:
@@ -78,7 +78,12 @@ def evaluate(
     return Evaluation(float(function(_joined(outputs), _joined(targets))), samples)
 
 
-def _metric(metric: str | Metric) -> Metric:
+def metric_function(metric: str | Metric) -> Metric:
+    """What `evaluate` takes as a metric, as a function of all outputs and all labels.
+
+    Raises:
+        InputError: there is none of that name; and, from the function, where a user's own fails.
+    """
     if callable(metric):
         return metric
     if metric in METRICS:
@@ -94,7 +99,12 @@ def _metric(metric: str | Metric) -> Metric:
     raise InputError(f"unknown metric {metric!r}; known: {', '.join(METRICS)}, or pkg.mod:function")
 
 
-def _chosen(outputs: Any, name: str | None) -> Any:
+def chosen_output(outputs: Any, name: str | None) -> Any:
+    """One of a model's outputs: by its key or position, or the only one.
+
+    Raises:
+        InputError: there is none of that name, or there are several and none is named.
+    """
     named = dict(named_leaves(outputs))
     if name is None and len(named) == 1:
         return next(iter(named.values()))
