@@ -38,6 +38,7 @@ LEVELS = {
     "dims": 1,
     "integers": 1,
     "_files": 1,
+    "_page": 1,
     "policy": 2,
     "_sources": 2,
     "reference": 2,

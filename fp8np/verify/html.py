@@ -11,6 +11,7 @@ from html import escape
 from typing import Any
 
 from fp8np._files import replacing
+from fp8np._page import document
 from fp8np.errors import FormatError
 from fp8np.formats import FORMATS, FloatFormat, get_format
 from fp8np.verify._page import SCRIPT, STYLE
@@ -99,18 +100,7 @@ def as_html(report: Report) -> str:
         verdict = f"{sums['mismatches']:,} results differ without a documented reason" if sums["mismatches"] else "nothing was checked"
     counts = f"{sums['checks']:,} checks, {sums['cases']:,} results, {sums['known']:,} known differences, {sums['skipped']:,} skipped"
     pictures = "\n".join(f"<figure>{error_svg(fmt)}</figure>" for fmt in _formats(report.rows))
-    return f"""<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<meta name="color-scheme" content="light dark">
-<meta http-equiv="Content-Security-Policy" content="default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'">
-<title>{escape(title)}</title>
-<style>{STYLE}{_LABELS}</style>
-</head>
-<body>
-<header>
+    body = f"""<header>
 <h1>{escape(title)}</h1>
 <p class="verdict {"equal" if report.clean else "differs"}">{verdict}</p>
 <p>{counts}</p>
@@ -135,11 +125,8 @@ def as_html(report: Report) -> str:
 </table>
 </div>
 <p id="none" hidden>No check fits.</p>
-</main>
-<script>{SCRIPT}</script>
-</body>
-</html>
-"""
+</main>"""
+    return document(title, body, style=STYLE + _LABELS, script=SCRIPT)
 
 
 _UNFOLDED = 3
