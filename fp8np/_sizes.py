@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from fp8np.dims import Dim
 from fp8np.errors import InputError
 from fp8np.graph import Value
 
-__all__ = ["examples", "named", "open_sizes"]
+__all__ = ["dynamic_axes", "examples", "named", "open_sizes"]
 
 _LENGTHS = (128, 16, 1)
 
@@ -29,6 +29,25 @@ def named(text: str) -> dict[str, int]:
             raise InputError(f"sizes: expected names and positive numbers, such as B=1,T=128, got {text!r}")
         sizes[name] = int(number)
     return sizes
+
+
+def dynamic_axes(texts: Iterable[str]) -> dict[str, dict[int, str]] | None:
+    """The names of axes whose size may vary, by input and axis; None where none is named.
+
+    Raises:
+        InputError: a text is not INPUT:AXIS=NAME.
+
+    >>> dynamic_axes(["ids:0=B", "ids:1=T"])
+    {'ids': {0: 'B', 1: 'T'}}
+    """
+    axes: dict[str, dict[int, str]] = {}
+    for text in texts:
+        name, _, rest = text.partition(":")
+        axis, _, size = rest.partition("=")
+        if not (name and axis.isdecimal() and size.isidentifier()):
+            raise InputError(f"expected INPUT:AXIS=NAME, e.g. input_ids:1=T, got {text!r}")
+        axes.setdefault(name, {})[int(axis)] = size
+    return axes or None
 
 
 def open_sizes(inputs: Sequence[Value]) -> dict[str, int]:

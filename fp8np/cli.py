@@ -297,14 +297,12 @@ def _converter() -> Any:
 
 
 def _dynamic_axes(texts: Sequence[str]) -> dict[str, dict[int, str]] | None:
-    axes: dict[str, dict[int, str]] = {}
-    for text in texts:
-        name, _, rest = text.partition(":")
-        axis, _, size = rest.partition("=")
-        if not (name and axis.isdecimal() and size.isidentifier()):
-            raise click.BadParameter(f"expected INPUT:AXIS=NAME, e.g. input_ids:1=T, got {text!r}", param_hint="--dynamic-axis")
-        axes.setdefault(name, {})[int(axis)] = size
-    return axes or None
+    from fp8np._sizes import dynamic_axes
+
+    try:
+        return dynamic_axes(texts)
+    except InputError as error:
+        raise click.BadParameter(str(error), param_hint="--dynamic-axis") from error
 
 
 def _bound(array: Any, which: str) -> float | None:
