@@ -108,7 +108,7 @@ def rounded_up_to_power_of_two(scale: Any) -> Floats:
     [1.0, 1.0, 2.0]
     """
     fraction, exponent = np.frexp(np.asarray(scale, np.float32))
-    return np.ldexp(np.float32(1), np.minimum(exponent - (fraction == 0.5), 127))
+    return np.asarray(np.ldexp(np.float32(1), np.minimum(exponent - (fraction == 0.5), 127)), np.float32)
 
 
 def quantize(

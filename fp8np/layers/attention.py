@@ -15,6 +15,7 @@ import numpy as np
 from fp8np.layers._checks import require, require_floats
 from fp8np.layers._op import Foreign, Spec, op
 from fp8np.layers._shapes import broadcast
+from fp8np.scheme import PerTensor
 
 _NAME = "scaled_dot_product_attention"
 
@@ -86,6 +87,8 @@ op(
     shape=shape,
     define=attention,
     attrs={"is_causal": False, "scale": None, "enable_gqa": False},
+    # The operands of its two products; the weights between them stay float32.
+    quantizable={"query": PerTensor(), "key": PerTensor(), "value": PerTensor()},
     # dropout_p is dropped: there is none at inference.
     torch=(
         Foreign(

@@ -11,6 +11,7 @@ import numpy as np
 
 from fp8np.layers._checks import require, require_floats, require_shape
 from fp8np.layers._op import Foreign, Spec, op
+from fp8np.scheme import PerTensor
 
 
 def shape(x: Spec, running_mean: Spec, running_var: Spec, weight: Spec | None = None, bias: Spec | None = None, *, eps: float) -> Spec:
@@ -47,6 +48,7 @@ op(
     shape=shape,
     define=batch_norm,
     attrs={"eps": 1e-5},
+    quantizable={"x": PerTensor()},
     torch=(
         Foreign(
             "aten.batch_norm.default",

@@ -6,7 +6,7 @@ An operand of a two-operand op may be a number instead of a tensor: then its inp
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -15,6 +15,7 @@ from fp8np.errors import DTypeError, GraphError
 from fp8np.layers._op import Foreign, Spec, op
 from fp8np.layers._shapes import broadcast
 from fp8np.layers._types import Scalar, as_float, checked, promoted, together
+from fp8np.scheme import Granularity, PerTensor
 
 _INTEGRAL = ("bool", "uint8", "int32", "int64")
 _SIGNED = ("int32", "int64", "float32")
@@ -83,6 +84,16 @@ def _shape_of(name: str, x: Spec | None, y: Spec | None) -> Any:
     return broadcast(name, *(spec.shape for spec in (x, y) if spec is not None))
 
 
+def _decoded(name: str, x: Spec | None, y: Spec | None, scalar: Scalar | None) -> tuple[Any, Any]:
+    """The operands of an op that takes FP8, which is read as float32."""
+    operands = _operands(name, x, y, scalar)
+    return tuple(Spec(v.shape) if isinstance(v, Spec) and v.dtype.startswith("float") else v for v in operands)  # type: ignore[return-value]
+
+
+_EITHER = {"x": PerTensor(), "y": PerTensor()}
+"""FP8 operands of the paper's extended scheme (arXiv 2309.14592)."""
+
+
 def _binary(
     name: str,
     function: Callable[[Any, Any], Any],
@@ -91,11 +102,13 @@ def _binary(
     result: str | None = None,
     takes: tuple[str, ...] = ("bool", *_NUMBERS),
     torch: tuple[Foreign, ...] = (),
+    quantizable: Mapping[str, Granularity] | None = None,
 ) -> None:
     """A row. The operands meet in their common type; `result` is the type of z, None: that type."""
+    operands = _decoded if quantizable else _operands
 
     def shape(x: Spec | None, y: Spec | None = None, *, scalar: Scalar | None) -> Spec:
-        common = promoted(name, *_operands(name, x, y, scalar))
+        common = promoted(name, *operands(name, x, y, scalar))
         if common not in takes:
             raise DTypeError(f"{name}: expected {' or '.join(takes)}, got {x} and {y}, scalar {scalar}")
         return Spec(_shape_of(name, x, y), result or common)
@@ -105,7 +118,7 @@ def _binary(
         return np.asarray(function(*together(*_operands(name, x, y, scalar))))
 
     define.__doc__ = formula
-    op(name, ("x?", "y?"), shape=shape, define=define, attrs={"scalar": None}, torch=torch)
+    op(name, ("x?", "y?"), shape=shape, define=define, attrs={"scalar": None}, torch=torch, quantizable=quantizable)
 
 
 def _number_aside(args: dict[str, Any]) -> dict[str, Any]:
@@ -127,7 +140,7 @@ def _tensor_and_scalar(*names: str) -> tuple[Foreign, ...]:
     return _named(*(f"{name}.{overload}" for name in names for overload in ("Tensor", "Scalar")))
 
 
-_binary("mul", np.multiply, "z = x * y", torch=_tensor_and_scalar("mul"))
+_binary("mul", np.multiply, "z = x * y", torch=_tensor_and_scalar("mul"), quantizable=_EITHER)
 _binary(
     "remainder",
     np.remainder,
@@ -163,7 +176,7 @@ for _word in ("and", "or", "xor"):
 
 def _sum_shape(name: str, takes: tuple[str, ...]) -> Callable[..., Spec]:
     def shape(x: Spec | None, y: Spec | None = None, *, scalar: Scalar | None, alpha: Scalar) -> Spec:
-        dtype = promoted(name, *_operands(name, x, y, scalar))
+        dtype = promoted(name, *_decoded(name, x, y, scalar))
         if dtype not in takes or (dtype != "float32" and isinstance(alpha, float)):
             raise DTypeError(f"{name}: expected {' or '.join(takes)}, got {x} and {y}, scalar {scalar}, alpha {alpha}")
         return Spec(_shape_of(name, x, y), dtype)
@@ -193,6 +206,7 @@ op(
     shape=_sum_shape("add", ("bool", *_NUMBERS)),
     define=add,
     attrs=_SUM_ATTRS,
+    quantizable=_EITHER,
     torch=(_foreign("add.Tensor", "x", "y", "alpha"), _foreign("add.Scalar", "x", "scalar", "alpha")),
     onnx=("Add",),
 )
@@ -202,6 +216,7 @@ op(
     shape=_sum_shape("sub", _NUMBERS),
     define=sub,
     attrs=_SUM_ATTRS,
+    quantizable=_EITHER,
     torch=(
         _foreign("sub.Tensor", "x", "y", "alpha"),
         _foreign("sub.Scalar", "x", "scalar", "alpha"),
@@ -243,7 +258,7 @@ def div_shape(x: Spec | None, y: Spec | None = None, *, scalar: Scalar | None, r
     """Broadcasts; without a rounding mode the quotient of integers is float32"""
     if rounding_mode not in (None, "floor", "trunc"):
         raise GraphError(f"div: expected rounding_mode None, 'floor' or 'trunc', got {rounding_mode!r}")
-    dtype = promoted("div", *_operands("div", x, y, scalar))
+    dtype = promoted("div", *_decoded("div", x, y, scalar))
     if rounding_mode is not None and dtype == "bool":
         raise DTypeError(f"div: expected numbers to round, got {x} and {y}, scalar {scalar}")
     return Spec(_shape_of("div", x, y), "float32" if rounding_mode is None else dtype)
@@ -271,6 +286,7 @@ op(
     shape=div_shape,
     define=div,
     attrs={"scalar": None, "rounding_mode": None},
+    quantizable=_EITHER,
     torch=(
         *_tensor_and_scalar("div", "true_divide"),
         _foreign("div.Tensor_mode", "x", "y", "rounding_mode"),

@@ -107,7 +107,7 @@ op(
     shape=conv_shape,
     define=fused_conv2d,
     attrs={"stride": (1, 1), "pads": (0, 0, 0, 0), "dilation": (1, 1), "groups": 1, **_ENDING},
-    quantizable={"x": PerTensor(), "weight": PerChannel(0)},
+    quantizable={"x": PerTensor(), "weight": PerChannel(0), "residual": PerTensor()},
 )
 op(
     "fused_linear",
@@ -115,5 +115,5 @@ op(
     shape=linear_shape,
     define=fused_linear,
     attrs=_ENDING,
-    quantizable={"x": PerTensor(), "weight": PerChannel(0)},
+    quantizable={"x": PerTensor(), "weight": PerChannel(0), "residual": PerTensor()},
 )

@@ -11,6 +11,7 @@ import numpy as np
 
 from fp8np.layers._checks import require, require_floats, require_positive, require_shape
 from fp8np.layers._op import REQUIRED, Foreign, Spec, op
+from fp8np.scheme import PerTensor
 
 
 def _shape(name: str, x: Spec, weight: Spec | None, bias: Spec | None, num_groups: int) -> Spec:
@@ -64,6 +65,7 @@ op(
     shape=shape,
     define=group_norm,
     attrs={"num_groups": REQUIRED, "eps": 1e-5},
+    quantizable={"x": PerTensor()},
     torch=(Foreign("aten.group_norm.default", ("x", "num_groups", "weight", "bias", "eps")),),
     onnx=("GroupNormalization",),
 )
@@ -74,6 +76,7 @@ op(
     shape=instance_shape,
     define=instance_norm,
     attrs={"eps": 1e-5},
+    quantizable={"x": PerTensor()},
     torch=(
         Foreign("aten.instance_norm.default", ("x", "weight", "bias", "", "", "use_input_stats", "", "eps"), convert=_convert_instance),
     ),

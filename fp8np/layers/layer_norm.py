@@ -12,6 +12,7 @@ import numpy as np
 from fp8np.dims import Size
 from fp8np.layers._checks import require, require_floats, require_shape
 from fp8np.layers._op import REQUIRED, Foreign, Spec, op
+from fp8np.scheme import PerTensor
 
 
 def shape(x: Spec, weight: Spec | None = None, bias: Spec | None = None, *, normalized_shape: tuple[Size, ...], eps: float) -> Spec:
@@ -43,6 +44,7 @@ op(
     shape=shape,
     define=layer_norm,
     attrs={"normalized_shape": REQUIRED, "eps": 1e-5},
+    quantizable={"x": PerTensor()},
     torch=(Foreign("aten.layer_norm.default", ("x", "normalized_shape", "weight", "bias", "eps")),),
     onnx=("LayerNormalization",),
 )

@@ -12,6 +12,7 @@ import numpy as np
 from fp8np.dims import Size
 from fp8np.layers._checks import require, require_floats, require_shape
 from fp8np.layers._op import REQUIRED, Foreign, Spec, op
+from fp8np.scheme import PerTensor
 
 _EPS = float(np.finfo(np.float32).eps)
 
@@ -45,6 +46,7 @@ op(
     shape=shape,
     define=rms_norm,
     attrs={"normalized_shape": REQUIRED, "eps": _EPS},
+    quantizable={"x": PerTensor()},
     torch=(Foreign("aten.rms_norm.default", ("x", "normalized_shape", "weight", "eps"), convert=_convert),),
     onnx=("RMSNormalization",),
 )
