@@ -10,6 +10,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
 
+import numpy as np
+import numpy.typing as npt
+
 from fp8np.calibrate import Range
 from fp8np.errors import CalibrationError, RecipeError
 from fp8np.graph import Constant, Graph, Names, Node, Value
@@ -18,7 +21,7 @@ from fp8np.layers._op import OPS
 from fp8np.scheme import PerChannel, PerTensor, Scheme
 from fp8np.tensor import QTensor
 
-__all__ = ["INTEGER_OPS", "IntegerWriter", "Written"]
+__all__ = ["INTEGER_OPS", "IntegerWriter", "Written", "integer_weight"]
 
 _COUNTERPARTS: Mapping[str, str] = MappingProxyType(
     {
@@ -34,6 +37,21 @@ _COUNTERPARTS: Mapping[str, str] = MappingProxyType(
 
 INTEGER_OPS = frozenset(_COUNTERPARTS)
 """Ops that run in integers. Others have no counterpart, and stay as they are in an INT8 model."""
+
+
+def integer_weight(graph: Graph, node: Node, role: str) -> npt.NDArray[np.float32] | None:
+    """What the codes of a weight of an integer node stand for, float32; None where the input of that name is computed.
+
+    Args:
+        graph: whose constants are meant.
+        node: one that an `IntegerWriter` wrote.
+        role: a name of an input of the op that it takes the place of.
+    """
+    names = OPS[node.op].input_names
+    codes, scale = (graph.constants.get(str(node.inputs[names.index(name)])) for name in (role, f"{role}_scale"))
+    if not isinstance(codes, np.ndarray) or not isinstance(scale, np.ndarray):
+        return None
+    return codes.astype(np.float32) * scale
 
 
 @dataclass(frozen=True)

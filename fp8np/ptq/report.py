@@ -13,9 +13,12 @@ import numpy as np
 
 from fp8np.data import Batches, Progress
 from fp8np.graph import Constant, Graph, Node, named_leaves
+from fp8np.integers import INT8
 from fp8np.interpret import interpret
+from fp8np.layers._op import OPS
 from fp8np.metrics import decibels, plain
 from fp8np.ptq.assign import Decision
+from fp8np.ptq.integers import integer_weight
 from fp8np.scaling import dequantize
 from fp8np.scheme import Scheme
 from fp8np.tensor import QTensor
@@ -237,8 +240,12 @@ def _layer(before: Graph, after: Graph, old: Node, new: Node, decision: Decision
     for i, scheme in decision.schemes.items():
         name, new_name = old.inputs[i], new.inputs[i]
         codes = after.constants.get(str(new_name))
-        if isinstance(codes, QTensor):
-            energies.add(dequantize(codes), before.constants[str(name)])
+        if scheme.format is INT8:
+            values = integer_weight(after, new, OPS[old.op].input_name(i))
+        else:
+            values = dequantize(codes) if isinstance(codes, QTensor) else None
+        if values is not None:
+            energies.add(values, before.constants[str(name)])
             weights.append(scheme)
         else:
             activations.append(scheme)
