@@ -70,6 +70,7 @@ LEVELS = {
     "_toml": 1,
     "data": 7,
     "metrics": 7,
+    "histogram": 7,
     "observers": 7,
     "artifact": 7,
     "tensors": 7,

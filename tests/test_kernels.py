@@ -46,8 +46,10 @@ OPERANDS = {
     "gemm": 2,
     "gemm_aligned": 2,
     "gemm_sequential": 2,
+    "histogram": 0,
     "multiply_blocks": 0,
     "quantize_f32": 1,
+    "rounding_errors": 0,
 }
 E4M3 = get_format("e4m3fn")
 E5M2 = get_format("e5m2")
