@@ -27,6 +27,7 @@ from fp8np.errors import CalibrationError, RecipeError
 from fp8np.formats import FloatFormat
 from fp8np.histogram import Bins, Histogram, divergence, squared_error
 from fp8np.integers import IntegerFormat
+from fp8np.scaling import rounded_up_to_power_of_two
 from fp8np.tensor import code_values
 
 __all__ = ["CALIBRATORS", "Calibrator", "RangeObserver", "parse_calibrator"]
@@ -213,8 +214,8 @@ def _float_limit(bins: Bins, amax: float, fmt: FloatFormat, measure: _Measure, p
         return measure(bins, grid * limit)
 
     if power_of_two:
-        whole = fmt.max * 2.0 ** np.ceil(np.log2(amax / fmt.max))
-        return min((float(whole * factor) for factor in _octaves(0, -10, 1)), key=price)
+        whole = fmt.max * float(rounded_up_to_power_of_two(amax / fmt.max))
+        return min((whole * factor for factor in _octaves(0, -10, 1)), key=price)
     coarse = min((amax * factor for factor in _octaves(0.25, -10, 1 / 8)), key=price)
     return min((coarse * factor for factor in _octaves(3 / 32, -3 / 32, 1 / 32)), key=price)
 
