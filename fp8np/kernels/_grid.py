@@ -27,10 +27,22 @@ from fp8np.kernels._engine import DEPTH, ELEMENT, STEP
 from fp8np.kernels._jit import native
 from fp8np.kernels._native import float_at, word
 from fp8np.kernels._program import float_word, rounded_up
-from fp8np.kernels._vector import as_float, as_int, floats, ints, minimum, select_int, store
+from fp8np.kernels._vector import as_float, as_int, floats, ints, maximum, minimum, select, select_int, store
 from fp8np.kernels._x86 import store_brain
 
-__all__ = ["PARTS", "ROUND_WORDS", "Image", "holds", "matrix", "on_grid", "round_words", "rounding_of", "store_widened", "takes"]
+__all__ = [
+    "PARTS",
+    "ROUND_WORDS",
+    "Image",
+    "holds",
+    "matrix",
+    "on_grid",
+    "on_integers",
+    "round_words",
+    "rounding_of",
+    "store_widened",
+    "takes",
+]
 
 
 @dataclass(frozen=True)
@@ -163,6 +175,18 @@ def on_grid(v: Any, smallest: Any, lift: Any, bound: Any, top: Any) -> Any:
     g = as_float((e & ints(0x7F800000)) + lift)
     r = minimum(top, (a + g) - g)
     return as_float(as_int(r) | (bits & ints(0x80000000)))
+
+
+@native
+def on_integers(v: Any, lo: Any, hi: Any) -> Any:
+    """float32 vector, already divided by the scale -> the nearest integers, ties to even, within lo .. hi; NaN becomes 0.
+
+    lo, hi: vectors of integers below 2^22 in magnitude.
+    """
+    v = minimum(hi, maximum(lo, select(v == v, v, floats(np.float32(0)))))
+    # The sum has no bits after the point.
+    point = floats(np.float32(1.5 * 2**23))
+    return (v + point) - point
 
 
 if ELEMENT == 2:

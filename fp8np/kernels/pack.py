@@ -10,13 +10,13 @@ import numpy as np
 import numpy.typing as npt
 
 from fp8np.kernels._engine import COLUMNS, ELEMENT, STEP, order_of_slab, packed_steps, put_pair, rounded_half
-from fp8np.kernels._grid import PARTS, ROUND_WORDS, on_grid, rounding_of
+from fp8np.kernels._grid import PARTS, ROUND_WORDS, on_grid, on_integers, rounding_of
 from fp8np.kernels._jit import entry, native
 from fp8np.kernels._native import byte_at, float_at, put_byte, put_float, word
 from fp8np.kernels._program import Task, Word, aligned, run_tasks
 from fp8np.kernels._vector import absolute, floats, load, load_n, select
 
-__all__ = ["pack_floats_task", "pack_task", "packed_bytes", "packed_codes", "packed_size"]
+__all__ = ["pack_floats_task", "pack_integers_task", "pack_task", "packed_bytes", "packed_codes", "packed_size"]
 
 
 @lru_cache(maxsize=1)
@@ -140,3 +140,32 @@ def pack_floats_task(source: Word, strides: tuple[int, int], shape: tuple[int, i
 def packed_bytes(k: int, n: int) -> int:
     """Bytes of a part of a widened right operand (K, N)."""
     return -(-n // COLUMNS) * packed_steps(k) * 1024 * ELEMENT
+
+
+@entry
+def pack_integers(args: int, unit: int, scratch: int) -> None:
+    """float32 (K, N) -> slabs of integers, codes without their zero point. A unit is a block of 32 columns.
+
+    Words: source, bytes from term to term and from column to column, K, N, target, parameters.
+    """
+    source, term, column, K, N = word(args, 0), word(args, 1), word(args, 2), word(args, 3), word(args, 4)
+    steps = (K + STEP - 1) // STEP
+    target, parameters = word(args, 5) + unit * steps * 1024 * ELEMENT, word(args, 6)
+    scale, lo, hi = (floats(float_at(parameters)), floats(float_at(parameters + 4)), floats(float_at(parameters + 8)))
+    for k in range(0, steps * STEP, 2):
+        for j in range(2):
+            first = unit * COLUMNS + 16 * j
+            place = source + k * term + first * column
+            count = min(16, N - first)
+            x = _sixteen(place, column, count if k < K else 0, scratch)
+            y = _sixteen(place + term, column, count if k + 1 < K else 0, scratch)
+            put_pair(target + k // STEP * 1024 * ELEMENT, k % STEP, j, on_integers(x / scale, lo, hi), on_integers(y / scale, lo, hi))
+
+
+def pack_integers_task(source: Word, strides: tuple[int, int], shape: tuple[int, int], target: Word, parameters: Word) -> Task:
+    """float32 (K, N) at strides in bytes -> integers as `integer_product_task` takes them, `packed_bytes(K, N)`.
+
+    parameters: as `fp8np.kernels.integer_widen.fixed_parameters` has them.
+    """
+    k, n = shape
+    return Task(pack_integers, (source, *strides, k, n, target, parameters), -(-n // COLUMNS), 64)

@@ -19,9 +19,9 @@ from fp8np.kernels._jit import entry, native
 from fp8np.kernels._native import word
 from fp8np.kernels._program import Task, Word
 
-__all__ = ["Packed", "Placed", "product_task"]
+__all__ = ["SLAB", "Packed", "Placed", "deep_cut", "own_channels", "product_task"]
 
-_SLAB = 256
+SLAB = 256
 """Where the slab starts in scratch: before it lie the configuration of tiles and spare lines."""
 
 
@@ -79,8 +79,8 @@ def product(args: int, unit: int, scratch: int) -> None:
 
 
 @native
-def _own(args: int, n: int) -> Any:
-    # Where a column block of a convolution in groups finds its channels.
+def own_channels(args: int, n: int) -> Any:
+    """Where a column block of a convolution in groups finds its channels."""
     if word(args, W.FLAGS) & W.GROUPED:
         return n // DEPTH * word(args, W.A_PANEL) + n % DEPTH * STEP * ELEMENT
     return 0
@@ -103,7 +103,7 @@ def _shallow(args: int, unit: int, scratch: int) -> None:
     steps, flags, offsets, stride = word(args, W.STEPS), word(args, W.FLAGS), word(args, W.OFFSETS), word(args, W.A + 3)
     pairs, terms = word(args, W.PAIRS), word(args, W.TERMS)
     first, last, start, stop = share(args, unit)
-    slabs = scratch + _SLAB
+    slabs = scratch + SLAB
     size = steps * 1024 * ELEMENT
     begin(scratch)
     if flags & W.WIDENED:
@@ -117,7 +117,7 @@ def _shallow(args: int, unit: int, scratch: int) -> None:
             slab = slabs + (n - first) * size
             for t in range(terms):
                 left, right = word(pairs, 2 * t), word(pairs, 2 * t + 1)
-                block(a + _own(args, n) + left, stride, offsets, slab + right, c, steps, t == 0, rows)
+                block(a + own_channels(args, n) + left, stride, offsets, slab + right, c, steps, t == 0, rows)
             finish(args, c, image, within, p, rows, n * 32)
     end()
 
@@ -131,7 +131,7 @@ def _deep(args: int, unit: int, scratch: int) -> None:
     pairs, terms = word(args, W.PAIRS), word(args, W.TERMS)
     first, last, start, stop = share(args, unit)
     size = 1024 * ELEMENT if flags & W.WIDENED else 1024
-    slab = scratch + _SLAB
+    slab = scratch + SLAB
     sums = scratch + word(args, W.SUMS)
     begin(scratch)
     for s in range(0, steps, depth):
@@ -142,7 +142,7 @@ def _deep(args: int, unit: int, scratch: int) -> None:
                 slab = packed
             else:
                 widen_slab(packed, word(args, W.TABLES), slab, deep)
-            own = _own(args, n)
+            own = own_channels(args, n)
             c = sums + (n - first) * chunk * 4096
             for i in range(start, stop):
                 image, within, p, rows, a = pixels(args, i)
@@ -189,6 +189,11 @@ def _cut(total: int, blocks: int, steps: int, terms: int, threads: int) -> tuple
             chunk = least
             group = max(1, min(group, aim // (chunk * cost)))
         return chunk, group, steps
+    return *deep_cut(total, blocks, threads), DEPTH
+
+
+def deep_cut(total: int, blocks: int, threads: int) -> tuple[int, int]:
+    """Of a unit whose sums wait: blocks of pixels, blocks of columns."""
     chunk = min(total, _TALL)
     group = min(blocks, _WAITING // chunk)
     # Fewer columns, then fewer pixels, until every thread has some units; widening wants 8 blocks of pixels.
@@ -196,7 +201,7 @@ def _cut(total: int, blocks: int, steps: int, terms: int, threads: int) -> tuple
         group = -(-group // 2)
     while chunk > 8 and -(-total // chunk) * -(-blocks // group) < 4 * threads:
         chunk = -(-chunk // 2)
-    return chunk, group, DEPTH
+    return chunk, group
 
 
 def product_task(
@@ -228,7 +233,7 @@ def product_task(
         chunk, group, depth = _cut(total, blocks, steps, len(pairs), threads)
     table = offsets, steps, packed.codes, packed.tables, blocks
     slabs = 0 if packed.widened or thin else min(depth, steps) * 1024 * ELEMENT * (group if depth >= steps else 1)
-    sums = _SLAB + slabs
+    sums = SLAB + slabs
     what = words(
         left,
         ending,
