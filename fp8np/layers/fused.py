@@ -20,7 +20,8 @@ from fp8np.scheme import PerChannel, PerTensor
 ACTIVATIONS = ("", "gelu", "gelu_tanh", "silu", "sigmoid", "tanh", "hardswish", "hardsigmoid", "mish")
 
 
-def _activated(y: Any, activation: str, lo: float, hi: float) -> Any:
+def activated(y: Any, activation: str, lo: float, hi: float) -> Any:
+    """The activation of a name."""
     if activation == "":
         return np.clip(y, lo, hi)
     if activation == "gelu_tanh":
@@ -28,7 +29,8 @@ def _activated(y: Any, activation: str, lo: float, hi: float) -> Any:
     return OPS[activation].define(y, **dict(OPS[activation].attrs))
 
 
-def _check_ending(name: str, activation: Any, lo: Any, hi: Any) -> None:
+def check_ending(name: str, activation: Any, lo: Any, hi: Any) -> None:
+    """Raises ShapeError unless there is such an activation, with bounds that are numbers."""
     require(activation in ACTIVATIONS, name, f"an activation among {', '.join(map(repr, ACTIVATIONS))}", activation=activation)
     require(all(isinstance(v, int | float) for v in (lo, hi)), name, "numbers for lo and hi", lo=lo, hi=hi)
 
@@ -47,7 +49,7 @@ def conv_shape(
 ) -> Spec:
     """(B, C, H, W), (O, C/G, kh, kw), (O,) -> (B, O, Ho, Wo)"""
     name = "fused_conv2d"
-    _check_ending(name, activation, lo, hi)
+    check_ending(name, activation, lo, hi)
     fits = isinstance(pads, tuple) and len(pads) == 4 and all(isinstance(p, int) and p >= 0 for p in pads)
     require(fits and x.ndim == 4, name, "x (B, C, H, W) and four numbers of zeros", x=x, pads=pads)
     top, left, bottom, right = pads
@@ -77,14 +79,14 @@ def fused_conv2d(
     top, left, bottom, right = pads
     padded = np.pad(x, (*((0, 0),) * (x.ndim - 2), (top, bottom), (left, right)))
     y = OPS["conv2d"].define(padded, weight, bias, stride=stride, padding=(0, 0), dilation=dilation, groups=groups)
-    return _activated(y if residual is None else y + residual, activation, lo, hi)
+    return activated(y if residual is None else y + residual, activation, lo, hi)
 
 
 def linear_shape(
     x: Spec, weight: Spec, bias: Spec | None = None, residual: Spec | None = None, *, activation: Any, lo: Any, hi: Any
 ) -> Spec:
     """(..., K), (N, K), (N,) -> (..., N)"""
-    _check_ending("fused_linear", activation, lo, hi)
+    check_ending("fused_linear", activation, lo, hi)
     y = OPS["linear"].shape(x, weight, bias)
     assert isinstance(y, Spec)
     require_floats("fused_linear", residual=residual)
@@ -95,7 +97,7 @@ def linear_shape(
 def fused_linear(x: Any, weight: Any, bias: Any = None, residual: Any = None, *, activation: str, lo: float, hi: float) -> Any:
     """y = activation(x @ weight^T + bias + residual)"""
     y = OPS["linear"].define(x, weight, bias)
-    return _activated(y if residual is None else y + residual, activation, lo, hi)
+    return activated(y if residual is None else y + residual, activation, lo, hi)
 
 
 _INPUTS = ("x", "weight", "bias?", "residual?")

@@ -1,0 +1,116 @@
+"""Products of integers with what follows them, as `fp8np.layers.fused` has it: fused_integer_linear and fused_integer_conv.
+
+    y = activation(integer product + bias + residual)
+
+fused_integer_conv serves pictures (B, C, H, W) and lines (B, C, L); its weight says which.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fp8np.layers._checks import require, require_floats, require_shape
+from fp8np.layers._op import OPS, Spec, op
+from fp8np.layers.fused import activated, check_ending
+
+
+def _shape(product: str, own: str, inputs: tuple[Any, ...], residual: Spec | None, ending: tuple[Any, ...], attrs: Any) -> Spec:
+    check_ending(own, *ending)
+    y = OPS[product].shape(*inputs, **attrs)
+    assert isinstance(y, Spec)
+    require_floats(own, residual=residual)
+    require_shape(own, y.shape, residual=residual)
+    return y
+
+
+def linear_shape(
+    x: Spec,
+    x_scale: Spec,
+    x_zero: Spec,
+    weight: Spec,
+    weight_scale: Spec,
+    bias: Spec | None = None,
+    residual: Spec | None = None,
+    *,
+    activation: Any,
+    lo: Any,
+    hi: Any,
+) -> Spec:
+    """As that of integer_linear"""
+    inputs = x, x_scale, x_zero, weight, weight_scale, bias
+    return _shape("integer_linear", "fused_integer_linear", inputs, residual, (activation, lo, hi), {})
+
+
+def fused_integer_linear(
+    x: Any,
+    x_scale: Any,
+    x_zero: Any,
+    weight: Any,
+    weight_scale: Any,
+    bias: Any = None,
+    residual: Any = None,
+    *,
+    activation: str,
+    lo: float,
+    hi: float,
+) -> Any:
+    """y = activation(integer_linear(x, weight) + bias + residual)"""
+    y = OPS["integer_linear"].define(x, x_scale, x_zero, weight, weight_scale, bias)
+    return activated(y if residual is None else y + residual, activation, lo, hi)
+
+
+def _product(weight: Any) -> str:
+    return "integer_conv1d" if weight.ndim == 3 else "integer_conv2d"
+
+
+def conv_shape(
+    x: Spec,
+    x_scale: Spec,
+    x_zero: Spec,
+    weight: Spec,
+    weight_scale: Spec,
+    bias: Spec | None = None,
+    residual: Spec | None = None,
+    *,
+    activation: Any,
+    lo: Any,
+    hi: Any,
+    **attrs: Any,
+) -> Spec:
+    """As that of integer_conv1d or integer_conv2d"""
+    name = "fused_integer_conv"
+    require(x.ndim == weight.ndim and x.ndim in (3, 4), name, "x (B, C, H, W) or (B, C, L) and as many axes of weight", x=x, weight=weight)
+    inputs = x, x_scale, x_zero, weight, weight_scale, bias
+    return _shape(_product(weight), name, inputs, residual, (activation, lo, hi), attrs)
+
+
+def fused_integer_conv(
+    x: Any,
+    x_scale: Any,
+    x_zero: Any,
+    weight: Any,
+    weight_scale: Any,
+    bias: Any = None,
+    residual: Any = None,
+    *,
+    activation: str,
+    lo: float,
+    hi: float,
+    **attrs: Any,
+) -> Any:
+    """y = activation(integer convolution of x + bias + residual)"""
+    y = OPS[_product(weight)].define(x, x_scale, x_zero, weight, weight_scale, bias, **attrs)
+    return activated(y if residual is None else y + residual, activation, lo, hi)
+
+
+_INPUTS = ("x", "x_scale", "x_zero", "weight", "weight_scale", "bias?", "residual?")
+_ENDING = {"activation": "", "lo": float("-inf"), "hi": float("inf")}
+
+op("fused_integer_linear", _INPUTS, shape=linear_shape, define=fused_integer_linear, attrs=_ENDING)
+op(
+    "fused_integer_conv",
+    _INPUTS,
+    shape=conv_shape,
+    define=fused_integer_conv,
+    attrs={"stride": (1, 1), "padding": (0, 0), "dilation": (1, 1), "groups": 1, **_ENDING},
+)
