@@ -49,10 +49,10 @@ def weight_scales(weight: Any, scheme: Scheme, calibrator: Calibrator | str = "m
         RecipeError: another calibrator. ShapeError: the scheme does not fit the weight.
 
     >>> from fp8np.formats import get_format
-    >>> w = np.array([[1.0, 0.5, 0.25], [1.0, 0.95, -0.95]], np.float32)
+    >>> w = np.array([[1.0, 0.5, 0.25, 0.0], [1.0, 0.62, -0.62, 0.62]], np.float32)
     >>> scheme = Scheme(get_format("e4m3fn"), PerChannel(0))
-    >>> [[round(float(s) * 448, 2) for s in weight_scales(w, scheme, how)] for how in ("max", "mse")]
-    [[1.0, 1.0], [1.0, 0.96]]
+    >>> [[round(float(s) * 448, 2) for s in weight_scales(w, scheme, how).ravel()] for how in ("max", "mse")]
+    [[1.0, 1.0], [1.0, 1.09]]
     """
     chosen = parse_calibrator(calibrator)
     if chosen.kind not in _WAYS:
