@@ -2,8 +2,9 @@
 
 1. `pads_into_convolutions`: zeros that a pad node puts around a picture become the convolution's own padding.
 2. `lines_as_pictures`: conv1d becomes conv2d on pictures of one row.
-3. `products_as_fused`: conv2d and linear become fused_conv2d and fused_linear.
+3. `products_as_fused`: conv2d and linear become fused_conv2d and fused_linear, and so do those of integers.
 4. `residuals_into_products`, `activations_into_products`: what follows a product, and nothing else reads, becomes its ending.
+5. `blocks_as_taken`: weights with a scale for each block become floats where no product takes their codes in groups.
 """
 
 from __future__ import annotations
@@ -12,15 +13,17 @@ from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Any
 
-from fp8np.graph import Graph, Names, Node, Value, leaves, pruned
+from fp8np._packing import groupable
+from fp8np.graph import Constant, Graph, Names, Node, Value, leaves, pruned
 from fp8np.layers._op import OPS
+from fp8np.scaling import dequantize
 from fp8np.tensor import QTensor
 
 __all__ = ["PASSES", "fused"]
 
 Pass = Callable[[Graph], Graph]
 
-_PRODUCTS = ("fused_conv2d", "fused_linear")
+_PRODUCTS = ("fused_conv2d", "fused_linear", "fused_integer_conv", "fused_integer_linear")
 
 
 def fused(graph: Graph) -> Graph:
@@ -159,6 +162,13 @@ def products_as_fused(graph: Graph) -> Graph:
             node = node.replace(op="fused_linear", inputs=_four(node))
         elif node.op == "conv2d" and len(graph.facts(str(node.inputs[0])).shape) == 4:
             node = _fused_conv2d(graph, node)
+        elif node.op == "integer_linear":
+            node = node.replace(op="fused_integer_linear", inputs=OPS["fused_integer_linear"].padded(node.inputs))
+        elif node.op in ("integer_conv1d", "integer_conv2d"):
+            x, weight = (graph.facts(str(node.inputs[i])).shape for i in (0, 3))
+            if len(x) == len(weight):
+                attrs = MappingProxyType(OPS[node.op].filled(node.attrs))
+                node = node.replace(op="fused_integer_conv", inputs=OPS["fused_integer_conv"].padded(node.inputs), attrs=attrs)
         nodes.append(node)
     return graph.replace(nodes=tuple(nodes))
 
@@ -171,12 +181,13 @@ def residuals_into_products(graph: Graph) -> Graph:
         others = [name for name in add.inputs if name != product.outputs[0]]
         if len(others) != 1 or others[0] is None or any(value != 1 for name, value in attrs.items() if name == "alpha"):
             return None
-        if product.inputs[3] is not None or _clamps(product):
+        place = OPS[product.op].input_names.index("residual")
+        if product.inputs[place] is not None or _clamps(product):
             return None
         other, own = graph.facts(others[0]), graph.facts(product.outputs[0])
-        if (other.shape, other.dtype) != (own.shape, "float32") or others[0] in graph.constants:
+        if other.shape != own.shape or not other.dtype.startswith("float") or others[0] in graph.constants:
             return None
-        return product.replace(inputs=(*product.inputs[:3], others[0]), outputs=add.outputs)
+        return product.replace(inputs=(*product.inputs[:place], others[0]), outputs=add.outputs)
 
     return _absorbed(graph, lambda node: node.op == "add", joined)
 
@@ -245,11 +256,39 @@ def _absorbed(graph: Graph, fits: Callable[[Node], bool], join: Callable[[Node, 
     return graph.replace(nodes=tuple(nodes.values()), values=MappingProxyType(values))
 
 
+def blocks_as_taken(graph: Graph) -> Graph:
+    """Every weight with a scale for each block: as it is, where all its readers take it so; with one for each output, where blocks are
+    that; else as the floats that it stands for.
+    """
+    blocks = {name: c for name, c in graph.constants.items() if isinstance(c, QTensor) and c.block is not None}
+    readers = graph.consumers()
+    changed: dict[str, Constant] = {}
+    for name, weight in blocks.items():
+        users = readers.get(name, [])
+        whole = weight.block is not None and weight.block[0] == 1 and all(map(int.__ge__, weight.block[1:], weight.shape[1:]))
+        if whole and not any(node.op.startswith("conv_transpose") for node in users):
+            changed[name] = QTensor(weight.codes, weight.format, weight.scale)
+        elif not all(_takes_blocks(node, name, weight) for node in users):
+            changed[name] = dequantize(weight)
+    return graph.replace(constants=MappingProxyType({**graph.constants, **changed})) if changed else graph
+
+
+def _takes_blocks(node: Node, name: str, weight: QTensor) -> bool:
+    if node.op in ("embedding", "embedding_bag"):
+        return True
+    if node.inputs.count(name) > 1:
+        return False
+    if node.op in ("matmul", "addmm"):
+        return node.inputs[-1] == name and weight.ndim == 2 and groupable(weight.T)
+    return node.op in _PRODUCTS and node.inputs[1] == name and node.attrs.get("groups", 1) == 1 and groupable(weight)
+
+
 PASSES: tuple[tuple[str, Pass], ...] = (
     ("pads into convolutions", pads_into_convolutions),
     ("lines as pictures", lines_as_pictures),
     ("products as fused", products_as_fused),
     ("residuals into products", residuals_into_products),
     ("activations into products", activations_into_products),
+    ("blocks as taken", blocks_as_taken),
 )
 """In the order in which they are applied."""
