@@ -10,6 +10,7 @@ __all__ = [
     "ArtifactError",
     "ArtifactVersionError",
     "CalibrationError",
+    "CalibrationWarning",
     "CheckpointError",
     "DTypeError",
     "ExecutionError",
@@ -86,6 +87,10 @@ class UnsupportedOperatorError(Fp8npError, NotImplementedError):
 
 class CalibrationError(Fp8npError, ValueError):
     """Calibration data are missing, empty, or hold NaN or infinity."""
+
+
+class CalibrationWarning(UserWarning):
+    """Calibration found something about the data that a user should look at; the model is made all the same."""
 
 
 class RecipeError(Fp8npError, ValueError):
