@@ -26,7 +26,9 @@ __all__ = [
     "Singles",
     "Taps",
     "filters",
+    "groupable",
     "grouped_filters",
+    "groups",
     "kind_of",
     "packable",
     "singles",
@@ -56,6 +58,25 @@ def packable(weight: Constant | None) -> bool:
         scale = weight.scale
         return weight.block is None and takes(weight.format) and (scale.size == 1 or scale.shape[0] == scale.size)
     return weight is not None and weight.dtype == np.float32
+
+
+def groupable(weight: Constant | None) -> bool:
+    """Whether the engine multiplies codes with a scale for each block as `groups`: cut along the input channels alone, in whole steps."""
+    if not isinstance(weight, QTensor) or weight.block is None or weight.ndim < 2 or not takes(weight.format):
+        return False
+    whole = all(b >= n for b, n in zip(weight.block[2:], weight.shape[2:], strict=True))
+    return whole and (weight.block[1] % STEP == 0 or weight.block[1] >= weight.shape[1])
+
+
+def groups(weight: Constant) -> tuple[Constant, ...]:
+    """A weight (O, C, ...) as weights (O, c, ...) with a scale for each output at most, side by side; itself, where it is one already."""
+    if not isinstance(weight, QTensor) or weight.block is None:
+        return (weight,)
+    high, wide = weight.block[:2]
+    scales = np.repeat(weight.scale, high, axis=0)[: len(weight.codes)]
+    return tuple(
+        QTensor(weight.codes[:, i * wide : (i + 1) * wide], weight.format, scales[:, i : i + 1]) for i in range(weight.scale.shape[1])
+    )
 
 
 def _scales(weight: Constant, n: int) -> npt.NDArray[np.float32]:

@@ -35,7 +35,7 @@ _SMALLEST_SCALE = float(np.finfo(np.float32).smallest_normal)
 _LARGEST_SCALE = float(np.finfo(np.float32).max)
 
 
-def scale_for(amax: Any, fmt: Any, *, scale_format: Any = None, scale_rule: str | None = None) -> Floats:
+def scale_for(amax: Any, fmt: Any, *, scale_format: Any = None, scale_rule: str | None = None, power_of_two: bool = False) -> Floats:
     """The scales that bring magnitudes up to `amax` into the range of a format: amax / max, finite and positive.
 
     Args:
@@ -49,6 +49,7 @@ def scale_for(amax: Any, fmt: Any, *, scale_format: Any = None, scale_rule: str 
             ``"even"``: as floor, amax first rounded to the format's mantissa, ties up.
             ``"rceil"`` (NVIDIA cuBLAS): the smallest power of two that is at least ``amax / max``.
             All four are clipped to the scale format's range. The names are those of torchao's ``ScaleCalculationMode``.
+        power_of_two: whether float32 scales are rounded up to powers of two; those of a format follow its rule.
 
     Returns:
         float32 of amax's shape. For float32 scales: 1 where amax is 0, negative, NaN or infinite; never below 2**-126, since a
@@ -76,7 +77,8 @@ def scale_for(amax: Any, fmt: Any, *, scale_format: Any = None, scale_rule: str 
     with np.errstate(over="ignore"):
         ratio = np.where(usable, largest, f.max) / f.max
     if kept is None:
-        return np.minimum(np.maximum(ratio, _SMALLEST_SCALE), _LARGEST_SCALE).astype(np.float32)
+        found = np.minimum(np.maximum(ratio, _SMALLEST_SCALE), _LARGEST_SCALE).astype(np.float32)
+        return rounded_up_to_power_of_two(found) if power_of_two else found
     return np.asarray(np.maximum(decode(encode(ratio, kept), kept), np.float32(kept.smallest_subnormal)), np.float32)
 
 

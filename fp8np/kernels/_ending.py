@@ -85,7 +85,7 @@ class Ending:
         one_nan: whether every NaN of `out` is 0x7FC00000.
     """
 
-    scale: npt.NDArray[np.float32]
+    scale: Word
     bias: npt.NDArray[np.float32]
     out: View | None = None
     grid: View | None = None

@@ -18,9 +18,33 @@ from fp8np.kernels._grid import PARTS, on_grid, rounding_of, store_widened
 from fp8np.kernels._jit import entry, native
 from fp8np.kernels._native import float_at, put_float, word
 from fp8np.kernels._program import Task, Word, float_word
-from fp8np.kernels._vector import absolute, floats, largest, load, load_bf16, load_n, maximum, select, store_n
+from fp8np.kernels._vector import (
+    absolute,
+    as_float,
+    as_int,
+    floats,
+    ints,
+    largest,
+    load,
+    load_bf16,
+    load_n,
+    maximum,
+    minimum,
+    select,
+    store_n,
+)
 
-__all__ = ["place_task", "quantize_planes_task", "quantize_task", "scale_tasks", "split_task", "widen_task"]
+__all__ = [
+    "finite_top",
+    "place_task",
+    "quantize_planes_task",
+    "quantize_task",
+    "quantize_tokens_task",
+    "scale_from",
+    "scale_tasks",
+    "split_task",
+    "widen_task",
+]
 
 _DEEP = DEPTH * STEP
 """Channels of a panel."""
@@ -196,38 +220,102 @@ def place_task(source: Word, strides: Sequence[int], target: View, shape: tuple[
 # -- dynamic scales ---------------------------------------------------------------------------------------------------
 
 
-@entry
-def amax(args: int, unit: int, scratch: int) -> None:
-    """The largest finite magnitude of CHUNK numbers. Words: float32, how many, chunk, where unit u writes its own (float32 u)."""
-    x, count, chunk = word(args, 0), word(args, 1), word(args, 2)
-    start = unit * chunk
-    stop = min(start + chunk, count)
+@native
+def finite_top(x: int, count: int) -> Any:
+    """The largest finite magnitude of float32 x (count,)."""
     limit = floats(np.float32(3.4028234663852886e38))
     zero = floats(np.float32(0))
     top = zero
-    for i in range(start, stop, 16):
-        v = absolute(load_n(x + 4 * i, stop - i))
+    for i in range(0, count, 16):
+        v = absolute(load_n(x + 4 * i, count - i))
         v = select(v > limit, zero, v)
         top = maximum(v, top)
-    put_float(word(args, 3) + 4 * unit, largest(top))
+    return largest(top)
+
+
+@native
+def scale_from(top: Any, most: Any, power_of_two: int) -> Any:
+    """The scale by which `top` becomes `most`, that of `fp8np.scaling.scale_for`; rounded up to a power of two if asked."""
+    # A scale below the normal numbers would lose bits.
+    scale = min(max(top / most, np.float32(2.0**-126)), np.float32(3.4028234663852886e38))
+    if not top > np.float32(0):
+        scale = np.float32(1)
+    if power_of_two:
+        up = as_float((as_int(floats(scale)) + ints(0x7FFFFF)) & ints(0x7F800000))
+        scale = largest(minimum(up, floats(np.float32(2.0**127))))
+    return scale
+
+
+@entry
+def amax(args: int, unit: int, scratch: int) -> None:
+    """The largest finite magnitude of CHUNK numbers. Words: float32, how many, chunk, where unit u writes its own (float32 u)."""
+    start = unit * word(args, 2)
+    count = min(word(args, 2), word(args, 1) - start)
+    put_float(word(args, 3) + 4 * unit, finite_top(word(args, 0) + 4 * start, count))
 
 
 @entry
 def scale_of(args: int, unit: int, scratch: int) -> None:
-    """Words: float32 maxima, how many, the largest value of the format, where the scale goes: that of `fp8np.scaling.scale_for`."""
+    """Words: float32 maxima, how many, the largest value of the format, where the scale goes, whether it is to be a power of two."""
     top = np.float32(0)
     for i in range(word(args, 1)):
         top = max(top, float_at(word(args, 0) + 4 * i))
-    # A scale below the normal numbers would lose bits.
-    scale = max(top / float_at(args + 16), np.float32(2.0**-126))
-    put_float(word(args, 3), scale if top > 0 else np.float32(1))
+    put_float(word(args, 3), scale_from(top, float_at(args + 16), word(args, 4)))
 
 
-def scale_tasks(x: Word, count: int, largest_value: float, parts: Word, scale: Word) -> tuple[Task, Task]:
+def scale_tasks(x: Word, count: int, most: float, parts: Word, scale: Word, *, power_of_two: bool = False) -> tuple[Task, Task]:
     """The scale by which the largest finite magnitude of float32 x (count,) becomes the largest value of a format.
 
-    parts: float32 for as many units as there are, one for each 32,768 elements.
+    Args:
+        x: float32 (count,), in any order.
+        count: of elements.
+        most: the largest value of the format.
+        parts: float32 for as many units as there are, one for each 32,768 elements.
+        scale: where it goes, a float32.
+        power_of_two: whether it is rounded up to one.
     """
     units = max(1, -(-count // _WORK))
     first = Task(amax, (x, count, _WORK, parts), units)
-    return first, Task(scale_of, (parts, units, float_word(largest_value), scale), 1)
+    return first, Task(scale_of, (parts, units, float_word(most), scale, int(power_of_two)), 1)
+
+
+@entry
+def quantize_tokens(args: int, unit: int, scratch: int) -> None:
+    """float32 rows (R, K) -> widened, each divided by a scale of its own and rounded; and these scales. A unit is CHUNK rows.
+
+    Words: source, bytes from row to row; target, bytes from row to row; R, K, CHUNK, panel; whether scales are powers of two; then a
+    rounding, whose scale is the first row's.
+    """
+    K, chunk, panel, power = word(args, 5), word(args, 6), word(args, 7), word(args, 8)
+    rounding = args + 72
+    smallest, lift, bound, top = rounding_of(rounding)
+    most = float_at(rounding + 32)
+    end = (K + STEP - 1) // STEP * STEP
+    for row in range(unit * chunk, min((unit + 1) * chunk, word(args, 4))):
+        source = word(args, 0) + row * word(args, 1)
+        target = word(args, 2) + row * word(args, 3)
+        own = scale_from(finite_top(source, K), most, power)
+        put_float(word(rounding, 0) + 4 * row, own)
+        scale = floats(own)
+        for c in range(0, end, 16):
+            place = target + c // _DEEP * panel + c % _DEEP * ELEMENT
+            store_widened(place, on_grid(load_n(source + 4 * c, K - c) / scale, smallest, lift, bound, top))
+
+
+def quantize_tokens_task(
+    source: tuple[Word, int], target: View, panel: int, shape: tuple[int, int], rounding: Sequence[Word], *, power_of_two: bool
+) -> Task:
+    """float32 rows (R, K) -> a widened matrix, each row divided by its own scale.
+
+    Args:
+        source: where the first row is, and bytes from row to row.
+        target: the widened matrix.
+        panel: bytes from a panel of it to the next.
+        shape: R, K.
+        rounding: the words of `round_words`; the scale is where those of the rows go, float32 (R,).
+        power_of_two: whether scales are.
+    """
+    rows, k = shape
+    chunk = max(1, _WORK // max(k, 1))
+    words = (*source, target.address, target.pixel, rows, k, chunk, panel, int(power_of_two), *rounding)
+    return Task(quantize_tokens, words, -(-rows // chunk))

@@ -15,75 +15,25 @@ from typing import Any
 import numpy as np
 
 from fp8np._packing import Pads
-from fp8np.formats import FloatFormat, get_format
+from fp8np.formats import get_format
 from fp8np.graph import Constant, Graph, Node, Value, leaves
 from fp8np.kernels._ending import View
 from fp8np.kernels._grid import Image, holds, round_words
 from fp8np.kernels._program import Task, Word
 from fp8np.kernels.rearrange import permute_task
+from fp8np.kernels.rounding import round_task, round_tokens_task, rounds
 from fp8np.kernels.widen import quantize_planes_task, quantize_task, scale_tasks
+from fp8np.layers._op import OPS
+from fp8np.plan.integers import Integers
+from fp8np.plan.steps import Grid, Host, Quantized, attrs_of, token_task, word
 from fp8np.plan.storage import At, Buffer, Stored, dense, places
 from fp8np.plan.weights import Weights
-from fp8np.scaling import dequantize, quantize
+from fp8np.scaling import dequantize
 from fp8np.tensor import QTensor
 
-__all__ = ["Builder", "Grid", "Host", "Quantized", "floats_of"]
+__all__ = ["NO_PADS", "Builder", "Grid", "Host", "floats_of", "word"]
 
 NO_PADS: Pads = (0, 0, 0, 0)
-
-
-@dataclass(frozen=True)
-class Host:
-    """A step in Python.
-
-    Attributes:
-        node: for messages.
-        function: of the inputs, arrays or None; returns an array, or a tuple of them.
-        inputs: stored values, or constants as they are.
-        outputs: where the results are copied.
-    """
-
-    node: Node
-    function: Callable[..., Any]
-    inputs: tuple[Stored | Constant | None, ...]
-    outputs: tuple[Stored, ...]
-
-
-@dataclass
-class Quantized:
-    """An FP8 value while a plan is made.
-
-    Attributes:
-        source: the value that is rounded.
-        format: to which format.
-        scale: address of its float32 scale.
-        fixed: the scale, where it is known beforehand.
-        grid: the widened image, once it is made.
-    """
-
-    source: str
-    format: FloatFormat
-    scale: Word
-    fixed: float | None
-    grid: Grid | None = None
-
-
-@dataclass(frozen=True)
-class Grid:
-    """A widened image and where it is."""
-
-    image: Image
-    at: At
-
-    @property
-    def view(self) -> View:
-        """Its pixels, without the zeros around them."""
-        return View(word(self.at.plus(self.image.origin)), self.image.image, self.image.row, self.image.pitch)
-
-
-def word(at: At) -> Word:
-    """A place as a word of a task: its address is known once buffers have theirs."""
-    return at  # type: ignore[return-value]
 
 
 @dataclass
@@ -97,7 +47,10 @@ class Builder:
         threads: for how many threads work is cut.
         steps: so far.
         stored: the values computed so far that are not FP8.
-        quantized: FP8 values.
+        quantized: FP8 values with one scale, of formats that the engine holds.
+        tokens: FP8 values with a scale for each index of all axes but the last, of formats that the engine holds.
+        rounded: FP8 values of other formats: nobody reads their codes.
+        integers: codes of integers.
     """
 
     graph: Graph
@@ -107,6 +60,9 @@ class Builder:
     steps: list[Task | Host] = field(default_factory=list)
     stored: dict[str, Stored] = field(default_factory=dict)
     quantized: dict[str, Quantized] = field(default_factory=dict)
+    tokens: dict[str, Quantized] = field(default_factory=dict)
+    rounded: dict[str, Quantized] = field(default_factory=dict)
+    integers: dict[str, Integers] = field(default_factory=dict)
     _copies: dict[tuple[str, str], Stored] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -165,20 +121,40 @@ class Builder:
             )
             stored = Stored(At(array), array.shape, array.strides, array.dtype)
         else:
-            stored = self._fake_quantized(name)
+            stored = self._through_format(name)
         self.stored[name] = stored
         return stored
 
-    def _fake_quantized(self, name: str) -> Stored:
-        # Readers that run as defined get the values that the codes stand for.
-        q = self.quantized[name]
-        node = next(n for n in self.graph.nodes if name in n.outputs)
-        return self._through_format(node, q.format, q.fixed)
-
-    def _through_format(self, node: Node, fmt: FloatFormat, scale: float | None) -> Stored:
-        out = dense(self.shape(node.outputs[0]))
-        self.host(node, lambda x: dequantize(quantize(x, fmt, scale=scale)), [self.value(node.inputs[0])], [out])
+    def _through_format(self, name: str) -> Stored:
+        """What the codes of an FP8 value stand for."""
+        q = self.quantized.get(name) or self.tokens.get(name) or self.rounded[name]
+        shape = self.shape(name)
+        if not rounds(q.format) or 0 in shape:
+            attrs = OPS["quantize"].filled(q.node.attrs)
+            out = dense(shape)
+            self.host(q.node, lambda x: dequantize(OPS["quantize"].define(x, **attrs)), [self.value(q.source)], [out])
+            return out
+        if attrs_of(q.node)["granularity"] == "token":
+            source, rows, stride = self.matrix(q.source)
+            out = dense(shape)
+            sizes = rows, shape[-1]
+            self.emit(round_tokens_task(word(source.at), stride, word(out.at), sizes, q.format, power_of_two=q.power_of_two))
+            return out
+        source = self.flat(q.source)
+        out = Stored(At(Buffer(source.size * 4)), source.shape, source.strides)
+        self.emit(round_task(word(source.at), word(out.at), source.size, q.format, q.scale))
         return out
+
+    def flat(self, name: str | None) -> Stored:
+        """A value without gaps, in any order of its axes."""
+        stored = self.value(name)
+        expected = stored.dtype.itemsize
+        for stride, n in sorted(zip(stored.strides, stored.shape, strict=True)):
+            if n != 1:
+                if stride != expected:
+                    return self.plain(name)
+                expected *= n
+        return stored
 
     def plain(self, name: str | None) -> Stored:
         """A value in the order of its axes."""
@@ -230,25 +206,25 @@ class Builder:
 
     # -- FP8 ----------------------------------------------------------------------------------------------------------
 
-    def quantize(self, node: Node, attrs: Mapping[str, Any]) -> None:
+    def quantize(self, node: Node) -> None:
         """A quantize node: notes what it is; the image is made when a reader asks for it."""
-        name, source = node.outputs[0], str(node.inputs[0])
-        fmt = get_format(attrs["format"])
-        if not holds(fmt):
-            self.stored[name] = self._through_format(node, fmt, attrs["scale"])
+        name, attrs = node.outputs[0], attrs_of(node)
+        fmt, power_of_two = get_format(attrs["format"]), attrs["power_of_two"]
+        if attrs["granularity"] == "token":
+            scales = word(At(Buffer(4 * math.prod(self.shape(name)[:-1]))))
+            (self.tokens if holds(fmt) else self.rounded)[name] = Quantized(node, fmt, scales, power_of_two=power_of_two)
             return
+        noted = self.quantized if holds(fmt) else self.rounded
         if attrs["scale"] is not None:
-            scale: Word = np.array([attrs["scale"]], np.float32)
-            self.quantized[name] = Quantized(source, fmt, scale, attrs["scale"])
+            noted[name] = Quantized(node, fmt, np.array([attrs["scale"]], np.float32), attrs["scale"])
             return
         at = At(Buffer(4))
-        self.quantized[name] = Quantized(source, fmt, word(at), None)
-        size = math.prod(self.shape(source))
+        noted[name] = q = Quantized(node, fmt, word(at))
+        size = math.prod(self.shape(name))
         parts = At(Buffer(4 * max(1, -(-size // (1 << 15)))))
         # The order does not matter for a maximum, but gaps would.
-        stored = self.value(source)
-        stored = stored if stored.contiguous or stored.channels_last else self.plain(source)
-        self.emit(*scale_tasks(word(stored.at), size, fmt.max, word(parts), word(at)))
+        stored = self.flat(q.source)
+        self.emit(*scale_tasks(word(stored.at), size, fmt.max, word(parts), word(at), power_of_two=power_of_two))
 
     def grid(self, name: str) -> Grid:
         """The widened image of an FP8 value: (B, C, H, W) as pixels of C channels, (..., K) as one row of pixels of K."""
@@ -267,6 +243,16 @@ class Builder:
         grid = Grid(image, self.image_memory(image))
         self._fill_rows(q, grid)
         return grid
+
+    def token_rows(self, name: str) -> Grid:
+        """The widened image of an FP8 value (..., K) whose rows have scales of their own, as one row of pixels of K."""
+        q = self.tokens[name]
+        if q.grid is None:
+            stored, rows, stride = self.matrix(q.source)
+            image = Image(1, 1, rows, stored.shape[-1])
+            q.grid = Grid(image, self.image_memory(image))
+            self.emit(token_task(word(stored.at), stride, q, q.grid))
+        return q.grid
 
     def picture(self, name: str) -> bool:
         """Whether an FP8 value is read as pixels of channels, not by its last axis."""

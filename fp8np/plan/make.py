@@ -62,7 +62,7 @@ def make_plan(graph: Graph, sizes: Mapping[str, int], weights: Weights) -> Plan:
 def _lower(b: Builder, node: Node, attrs: Mapping[str, Any]) -> None:
     if node.op == "quantize":
         if node.outputs[0] not in b.quantized:
-            b.quantize(node, attrs)
+            b.quantize(node)
         return
     if node.op in LOWERINGS and LOWERINGS[node.op](b, node, attrs):
         return

@@ -51,7 +51,7 @@ class Weights:
 def _bytes(made: Any) -> int:
     if isinstance(made, np.ndarray):
         return int(made.nbytes)
-    fields = vars(made).values() if hasattr(made, "__dict__") else ()
+    fields = made if isinstance(made, tuple) else vars(made).values() if hasattr(made, "__dict__") else ()
     return sum(_bytes(value) for value in fields)
 
 

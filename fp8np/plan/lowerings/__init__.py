@@ -7,7 +7,7 @@ from typing import Any
 
 from fp8np.graph import Node
 from fp8np.plan.builder import Builder
-from fp8np.plan.lowerings import attention, images, norms, pointwise, products, recurrent, tables, transposed
+from fp8np.plan.lowerings import attention, images, integers, matrices, norms, pointwise, products, recurrent, tables, transposed
 
 __all__ = ["LOWERINGS", "Lowering"]
 
@@ -15,6 +15,7 @@ Lowering = Callable[[Builder, Node, Mapping[str, Any]], bool]
 
 LOWERINGS: Mapping[str, Lowering] = {
     **products.LOWERINGS,
+    **matrices.LOWERINGS,
     **transposed.LOWERINGS,
     **pointwise.LOWERINGS,
     **norms.LOWERINGS,
@@ -22,5 +23,6 @@ LOWERINGS: Mapping[str, Lowering] = {
     **attention.LOWERINGS,
     **tables.LOWERINGS,
     **recurrent.LOWERINGS,
+    **integers.LOWERINGS,
 }
 """By the name of the op."""

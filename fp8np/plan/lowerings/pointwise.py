@@ -16,19 +16,6 @@ __all__ = ["LOWERINGS"]
 _INF = float("inf")
 
 
-def _flat(b: Builder, name: str | None) -> Stored:
-    """A value without gaps, in any order of its axes."""
-    stored = b.value(name)
-    spans = sorted(zip(stored.strides, stored.shape, strict=True))
-    expected = stored.dtype.itemsize
-    for stride, n in spans:
-        if n != 1:
-            if stride != expected:
-                return b.plain(name)
-            expected *= n
-    return stored
-
-
 def _like(b: Builder, name: str, stored: Stored) -> Stored:
     out = Stored(At(Buffer(stored.size * 4)), stored.shape, stored.strides)
     b.stored[name] = out
@@ -40,7 +27,7 @@ def _unary(kind: Callable[[Mapping[str, Any]], tuple[str, float, float] | None])
         how = kind(attrs)
         if how is None or b.facts[str(node.inputs[0])].dtype != "float32" or any(name is not None for name in node.inputs[1:]):
             return False
-        x = _flat(b, node.inputs[0])
+        x = b.flat(node.inputs[0])
         y = _like(b, node.outputs[0], x)
         b.emit(unary_task(word(x.at), word(y.at), x.size, *how))
         return True
@@ -77,10 +64,10 @@ def _binary(op: str) -> Callable[[Builder, Node, Mapping[str, Any]], bool]:
         names = [str(name) for name in node.inputs]
         facts = [b.facts[name] for name in names]
         out = b.shape(node.outputs[0])
-        if any(f.dtype != "float32" for f in facts) or 0 in out:
+        if any(not f.dtype.startswith("float") for f in facts) or 0 in out:
             return False
         if facts[0].shape == facts[1].shape:
-            x = _flat(b, names[0])
+            x = b.flat(names[0])
             v = b.value(names[1])
             if v.strides != x.strides:
                 x, v = b.plain(names[0]), b.plain(names[1])

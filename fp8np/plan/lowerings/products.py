@@ -6,13 +6,26 @@ a float activation meets codes, or codes meet a float weight, the one is exact a
 
 from __future__ import annotations
 
+import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from fp8np._packing import Filters, Pads, filters, grouped_filters, kind_of, packable, singles, spread_filters, taps_of
+from fp8np._packing import (
+    Filters,
+    Pads,
+    filters,
+    groupable,
+    grouped_filters,
+    groups,
+    kind_of,
+    packable,
+    singles,
+    spread_filters,
+    taps_of,
+)
 from fp8np.formats import get_format
 from fp8np.graph import Constant, Node
 from fp8np.kernels._ending import Ending, Left, View, per_column
@@ -22,15 +35,14 @@ from fp8np.kernels._grid import PARTS, Image, holds
 from fp8np.kernels._program import Word
 from fp8np.kernels.depthwise import depthwise_task
 from fp8np.kernels.floats import float_product_task, packed_floats
-from fp8np.kernels.pack import pack_floats_task, packed_bytes
-from fp8np.kernels.product import Placed, product_task
+from fp8np.kernels.product import product_task
 from fp8np.kernels.widen import place_task, quantize_task, split_task
 from fp8np.layers._op import OPS
 from fp8np.plan.builder import NO_PADS, Builder, Grid, floats_of, word
-from fp8np.plan.storage import At, Buffer, Stored, last_strides
+from fp8np.plan.storage import At, Buffer, Stored, dense, last_strides
 from fp8np.tensor import QTensor
 
-__all__ = ["LOWERINGS", "wanted_pads"]
+__all__ = ["LOWERINGS", "by_columns", "overlapping", "part_of", "scale_of", "times_weight", "wanted_pads"]
 
 _ONE = np.ones(1, np.float32)
 
@@ -48,7 +60,7 @@ def wanted_pads(b: Builder, node: Node, name: str) -> Pads | None:
         return None
     if node.op == "fused_conv2d":
         return tuple(node.attrs["pads"]) if _kind(b, node) not in (None, "unfolded") else None
-    by_rows = (node.op == "fused_linear" and _by_rows(b, node)) or (node.op == "matmul" and _by_columns(b, node))
+    by_rows = (node.op == "fused_linear" and _by_rows(b, node)) or (node.op == "matmul" and by_columns(b, node))
     return NO_PADS if by_rows and not b.picture(name) else None
 
 
@@ -56,7 +68,8 @@ def _fits(b: Builder, node: Node, weight: Constant | None) -> bool:
     """Whether the engine takes the weight, the bias is known beforehand, and something is summed."""
     bias = node.inputs[2] if len(node.inputs) > 2 else None
     known = bias is None or b.constant(bias) is not None
-    return weight is not None and packable(weight) and known and 0 not in (*weight.shape, *b.shape(node.outputs[0]))
+    taken = packable(weight) or groupable(weight)
+    return weight is not None and taken and known and 0 not in (*weight.shape, *b.shape(node.outputs[0]))
 
 
 def _by_rows(b: Builder, node: Node) -> bool:
@@ -64,7 +77,7 @@ def _by_rows(b: Builder, node: Node) -> bool:
     return _fits(b, node, b.constant(node.inputs[1]))
 
 
-def _by_columns(b: Builder, node: Node) -> bool:
+def by_columns(b: Builder, node: Node) -> bool:
     """Whether a matmul is the engine's, of what is computed with one weight."""
     weight = b.constant(node.inputs[1])
     return weight is not None and weight.ndim == 2 and b.constant(node.inputs[0]) is None and _fits(b, node, weight.T)
@@ -110,7 +123,7 @@ def _ending(b: Builder, node: Node, attrs: Mapping[str, Any], scale: Any, pictur
     for reader in b.readers.get(name, []):
         q = reader.outputs[0]
         if reader.op == "quantize" and reader.attrs.get("scale") is not None and b.pads_of(q) is not None and b.picture(q) == picture:
-            b.quantize(reader, {"format": reader.attrs["format"], "scale": reader.attrs["scale"]})
+            b.quantize(reader)
             made = b.new_grid(q)
             b.quantized[q].grid = made
             grid, panel, rounding, through = made.view, made.image.panel, b.rounding(q), reader
@@ -137,7 +150,8 @@ def _ending(b: Builder, node: Node, attrs: Mapping[str, Any], scale: Any, pictur
 # -- the left operand -------------------------------------------------------------------------------------------------
 
 
-def _scale(b: Builder, name: str) -> Word:
+def scale_of(b: Builder, name: str) -> Word:
+    """Where the scale of a value is; that of floats is 1."""
     return b.quantized[name].scale if name in b.quantized else _ONE
 
 
@@ -157,16 +171,15 @@ def _operand(b: Builder, name: str, pads: Pads) -> Grid:
     return _split(b, _view(b.last(name)), Image(images, height, width, channels, *pads, parts=PARTS))
 
 
-def _overlapping(b: Builder, name: str, pads: Pads, kw: int, stride: int) -> tuple[View, tuple[int, ...], int]:
+def overlapping(b: Builder, source: Stored, pads: Pads, kw: int, stride: int) -> tuple[View, tuple[int, ...], int]:
     """Pictures of few channels, padded and channels last, as pixels that overlap: each holds all that a row of the filter reads, kw * C
     numbers. Returns the pixels, the shape of the padded pictures, and how many pixels a row has.
     """
-    images, channels, height, width = b.shape(name)
+    images, channels, height, width = source.shape
     top, left, bottom, right = pads
     padded = (images, channels, height + top + bottom, width + left + right)
     strides = last_strides(padded, 4)
     memory = At(Buffer(4 * math.prod(padded) + 128 * stride * channels, zero=f"picture {padded} {pads}" if any(pads) else ""))
-    source = b.value(name)
     inner = View(word(memory.plus(top * strides[2] + left * strides[3])), strides[0], strides[2], strides[3])
     b.emit(place_task(word(source.at), source.strides, inner, source.shape))  # type: ignore[arg-type]
     view = View(word(memory), strides[0], strides[2], stride * strides[3])
@@ -175,14 +188,15 @@ def _overlapping(b: Builder, name: str, pads: Pads, kw: int, stride: int) -> tup
 
 def _unfolded(b: Builder, name: str, pads: Pads, kw: int, stride: int) -> Grid:
     """The widened image of an FP8 value of few channels in which a pixel holds all that a row of the filter reads."""
-    view, (images, channels, height, _), wide = _overlapping(b, b.quantized[name].source, pads, kw, stride)
+    view, (images, channels, height, _), wide = overlapping(b, b.value(b.quantized[name].source), pads, kw, stride)
     image = Image(images, height, wide, kw * channels)
     grid = Grid(image, b.image_memory(image))
     b.emit(quantize_task(view, grid.view, image.panel, (images, height, wide, kw * channels), b.rounding(name)))
     return grid
 
 
-def _part(image: Image) -> int:
+def part_of(image: Image) -> int:
+    """Bytes from a part to the next, where a float32 is several; 0 where it is one."""
     return image.part if image.parts > 1 else 0
 
 
@@ -193,25 +207,65 @@ def fused_linear(b: Builder, node: Node, attrs: Mapping[str, Any]) -> bool:
     """x (..., K), weight (N, K)."""
     if not _by_rows(b, node):
         return False
-    name = str(node.inputs[0])
-    if name not in b.quantized and not isinstance(b.constant(node.inputs[1]), QTensor) and math.prod(b.shape(name)[:-1]) <= FEW:
+    name, constant = str(node.inputs[0]), str(node.inputs[1])
+    floats = name not in b.quantized and name not in b.tokens and not isinstance(b.constant(constant), QTensor)
+    if floats and math.prod(b.shape(name)[:-1]) <= FEW:
         return _few_floats(b, node, attrs)
-    _times_weight(b, node, b.weights.prepare("product", str(node.inputs[1]), "rows", filters), attrs)
+    times_weight(b, node, constant, "rows", attrs)
     return True
 
 
-def _times_weight(b: Builder, node: Node, made: Filters, attrs: Mapping[str, Any]) -> None:
+def times_weight(b: Builder, node: Node, constant: str, order: str, attrs: Mapping[str, Any]) -> None:
+    """A value (..., K) times a weight in "rows" (N, K) or "columns" (K, N)."""
     name = str(node.inputs[0])
+    row_scale = None
     if name in b.quantized:
         grid = b.rows(name)
+    elif name in b.tokens:
+        grid, row_scale = b.token_rows(name), b.tokens[name].scale
     else:
         stored, rows, stride = b.matrix(name)
         grid = _split(b, _rows(stored, stride), Image(1, 1, rows, stored.shape[-1], parts=PARTS))
     image = grid.image
     pixels = image.images * image.height * image.width
-    left = Left(View(grid.view.address, 0, 0, image.pitch), 1, 1, pixels, pixels, _scale(b, name), part=_part(image))
-    offsets = np.array([image.offset(s) for s in range(image.steps)], np.int64)
-    b.emit(product_task(left, made.packed, offsets, _ending(b, node, attrs, made.scale, False), threads=b.threads))
+    left = Left(View(grid.view.address, 0, 0, image.pitch), 1, 1, pixels, pixels, scale_of(b, name), row_scale, part_of(image))
+
+    def make(w: Constant) -> tuple[Filters, ...]:
+        return tuple(filters(part) for part in groups(w if order == "rows" else w.T))
+
+    _emit(b, node, attrs, left, b.weights.prepare("product", constant, order, make), image, (0,), False)
+
+
+def _emit(
+    b: Builder,
+    node: Node,
+    attrs: Mapping[str, Any],
+    left: Left,
+    made: tuple[Filters, ...],
+    image: Image,
+    taps: Sequence[int],
+    picture: bool,
+) -> None:
+    """A product; of a weight in groups one for each, that adds to what those before it left."""
+    ending = _ending(b, node, attrs, made[-1].scale, picture)
+    first = 0
+    for i, part in enumerate(made):
+        steps = range(first, first + part.packed.steps // len(taps))
+        offsets = np.array([t + image.offset(s) for t in taps for s in steps], np.int64)
+        first = steps.stop
+        if i == len(made) - 1:
+            b.emit(product_task(left, part.packed, offsets, ending, threads=b.threads))
+            return
+        if i == 0:
+            sums = ending.out or _sums(b, node, picture)
+        so_far = Ending(part.scale, per_column(part.packed.blocks), out=sums, residual=ending.residual)
+        b.emit(product_task(left, part.packed, offsets, so_far, threads=b.threads))
+        ending = dataclasses.replace(ending, residual=sums)
+
+
+def _sums(b: Builder, node: Node, picture: bool) -> View:
+    stored = dense(b.shape(node.outputs[0]), channels_last=picture)
+    return _view(stored) if picture else _rows(stored, stored.shape[-1] * 4)
 
 
 def fused_conv2d(b: Builder, node: Node, attrs: Mapping[str, Any]) -> bool:
@@ -227,41 +281,42 @@ def fused_conv2d(b: Builder, node: Node, attrs: Mapping[str, Any]) -> bool:
         return _narrow_floats(b, node, attrs)
     if kind == "unfolded":
         grid = _unfolded(b, name, pads, kw, sx)
-        made = b.weights.prepare("product", constant, "unfolded", lambda w: filters(w, unfolded=True))
         pads, sx, kw = NO_PADS, 1, 1
     else:
         grid = _operand(b, name, pads)
-        if kind == "depthwise":
-            made = b.weights.prepare("depthwise", constant, "", singles)
-        elif kind == "grouped":
-            made = b.weights.prepare("product", constant, "grouped", grouped_filters)
-        elif kind == "spread":
-            made = b.weights.prepare("product", constant, "spread", lambda w: spread_filters(w, attrs["groups"]))
-        else:
-            made = b.weights.prepare("product", constant, "", filters)
     image = grid.image
     taps = taps_of(image, (kh, kw), (sy, sx), (dy, dx), pads)
     view = View(word(grid.at.plus(taps.first)), image.image, taps.row, taps.pixel)
-    left = Left(view, images, ho, wo, taps.raster, _scale(b, name), part=_part(image))
-    ending = _ending(b, node, attrs, made.scale, True)
+    left = Left(view, images, ho, wo, taps.raster, scale_of(b, name), part=part_of(image))
     if kind == "depthwise":
+        single = b.weights.prepare("depthwise", constant, "", singles)
         parts = [p * image.part for p in range(image.parts)]
         offsets = np.array([p + t for p in parts for t in taps.offsets], np.int64)
-        values = np.tile(made.values, (1, image.parts, 1)) if image.parts > 1 else made.values
+        values = np.tile(single.values, (1, image.parts, 1)) if image.parts > 1 else single.values
+        ending = _ending(b, node, attrs, single.scale, True)
         b.emit(depthwise_task(left, values, weight.shape[0], image.panel, offsets, ending, threads=b.threads))
-        return True
-    steps = 1 if kind == "grouped" else image.steps
-    offsets = np.array([t + image.offset(s) for t in taps.offsets for s in range(steps)], np.int64)
-    panel = image.panel if kind == "grouped" else None
-    b.emit(product_task(left, made.packed, offsets, ending, threads=b.threads, panel=panel))
+    elif kind == "grouped":
+        made = b.weights.prepare("product", constant, kind, grouped_filters)
+        offsets = np.array([t + image.offset(0) for t in taps.offsets], np.int64)
+        ending = _ending(b, node, attrs, made.scale, True)
+        b.emit(product_task(left, made.packed, offsets, ending, threads=b.threads, panel=image.panel))
+    else:
+        made = b.weights.prepare("product", constant, kind, lambda w: _pictures(w, kind, attrs["groups"]))
+        _emit(b, node, attrs, left, made, image, taps.offsets, True)
     return True
+
+
+def _pictures(weight: Constant, kind: str, channel_groups: int) -> tuple[Filters, ...]:
+    if kind == "spread":
+        return (spread_filters(weight, channel_groups),)
+    return tuple(filters(part, unfolded=kind == "unfolded") for part in groups(weight))
 
 
 def _narrow_floats(b: Builder, node: Node, attrs: Mapping[str, Any]) -> bool:
     """A convolution of floats of few channels: a picture's first."""
     o, c, kh, kw = b.shape(node.inputs[1])
     images, _, ho, wo = b.shape(node.outputs[0])
-    view, padded, _ = _overlapping(b, str(node.inputs[0]), tuple(attrs["pads"]), kw, attrs["stride"][1])
+    view, padded, _ = overlapping(b, b.value(node.inputs[0]), tuple(attrs["pads"]), kw, attrs["stride"][1])
     row = last_strides(padded, 4)[2]
     # A step is as many taps side by side as it holds, none of which belongs to another pixel: that might be NaN.
     side = max(n for n in range(1, kw + 1) if kw % n == 0 and n * c <= STEP)
@@ -305,65 +360,6 @@ def _few_floats(b: Builder, node: Node, attrs: Mapping[str, Any]) -> bool:
     return True
 
 
-def matmul(b: Builder, node: Node, attrs: Mapping[str, Any]) -> bool:
-    """a (..., M, K) and b (..., K, N): a weight, or computed, with the same leading axes as a or none."""
-    left, right = (str(name) for name in node.inputs[:2])
-    if _by_columns(b, node):
-        _times_weight(b, node, b.weights.prepare("product", right, "columns", lambda w: filters(w.T)), _ENDLESS)
-        return True
-    shapes = b.shape(left), b.shape(right)
-    if b.constant(left) is not None or b.constant(right) is not None or min(map(len, shapes)) < 2 or 0 in (*shapes[0], *shapes[1]):
-        return False
-    # A scale that is found at run time is one number; columns want one each.
-    if len(node.inputs) > 2 or (right in b.quantized and b.quantized[right].fixed is None):
-        return False
-    return _times_computed(b, node, left, right)
-
-
-_ENDLESS = {"activation": "", "lo": float("-inf"), "hi": float("inf")}
-
-
-def _times_computed(b: Builder, node: Node, left: str, right: str) -> bool:
-    (m, k), n = b.shape(left)[-2:], b.shape(right)[-1]
-    leading = [b.shape(name)[:-2] for name in (left, right)]
-    z = math.prod(leading[0])
-    if leading[0] != leading[1] and math.prod(leading[1]) != 1:
-        return False
-    each = leading[0] == leading[1]
-    if not each:
-        # All of the batch meets the same columns: one product with many rows.
-        m, z = m * z, 1
-    sources = [b.plain(b.quantized[name].source if name in b.quantized else name) for name in (left, right)]
-    roundings = [b.rounding(name) if name in b.quantized else None for name in (left, right)]
-    image = Image(1, 1, m, k, parts=1 if roundings[0] else PARTS)
-    grid = Grid(image, b.image_memory(image))
-    size, blocks = packed_bytes(k, n), -(-n // COLUMNS)
-    packed = At(Buffer(size * (1 if roundings[1] else PARTS)))
-    placed = Placed(word(packed), blocks, image.steps, n, part=0 if roundings[1] or PARTS == 1 else size)
-    scale = np.full(blocks * COLUMNS, b.quantized[right].fixed if right in b.quantized else 1, np.float32)
-    offsets = np.array([image.offset(s) for s in range(image.steps)], np.int64)
-    out = b.new(node.outputs[0])
-    operand = Left(grid.view, 1, 1, m, m, _scale(b, left), part=_part(image))
-    for i in range(z):
-        view = View(word(sources[0].at.plus(i * m * k * 4)), 0, 0, k * 4)
-        if roundings[0]:
-            b.emit(quantize_task(view, grid.view, image.panel, (1, 1, m, k), roundings[0]))
-        else:
-            b.emit(split_task(view, grid.view, image.panel, image.part, (1, 1, m, k)))
-        b.emit(pack_floats_task(word(sources[1].at.plus(i * k * n * 4)), (n * 4, 4), (k, n), word(packed), roundings[1]))
-        ending = Ending(scale, per_column(blocks), out=View(word(out.at.plus(i * m * n * 4)), 0, 0, n * 4))
-        b.emit(product_task(operand, placed, offsets, ending, threads=b.threads))
-    return True
-
-
-def addmm(b: Builder, node: Node, attrs: Mapping[str, Any]) -> bool:
-    """c + a @ b with constants c (N,) and b: c is the bias."""
-    c, weight = b.constant(node.inputs[0]), b.constant(node.inputs[2])
-    if c is None or weight is None or c.shape != weight.shape[1:] or attrs["alpha"] != 1 or attrs["beta"] != 1:
-        return False
-    return matmul(b, node.replace(inputs=(*node.inputs[1:], node.inputs[0])), attrs)
-
-
-LOWERINGS = {"fused_linear": fused_linear, "fused_conv2d": fused_conv2d, "matmul": matmul, "addmm": addmm}
+LOWERINGS = {"fused_linear": fused_linear, "fused_conv2d": fused_conv2d}
 
 assert STEP == COLUMNS
