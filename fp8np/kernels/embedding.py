@@ -44,8 +44,9 @@ def _decoded(codes: int, values: int, scale: int, along: int, out: int, n: int) 
 @entry
 def embedding(args: int, unit: int, scratch: int) -> None:
     # 0 table f32 or u8 (V, N), 1 ids (R,), 2 bytes of an id, 4 or 8, 3 out f32 (R, N), 4 R, 5 N, 6 values of codes f32 (256,) or 0,
-    # 7 scale f32, 8 bytes from a row's scale to the next row's, 9 whether there is one for each column, 10 rows a unit.
-    n, rows, values = word(args, 5), word(args, 10), word(args, 6)
+    # 7 scale f32, 8 bytes from a row's scale to the next row's, 9 whether there is one for each column, 10 rows a unit, 11 rows and 12
+    # columns that share a scale.
+    n, rows, values, high, wide = word(args, 5), word(args, 10), word(args, 6), word(args, 11), word(args, 12)
     row = unit * rows
     stop = min(row + rows, word(args, 4))
     while row < stop:
@@ -54,7 +55,10 @@ def embedding(args: int, unit: int, scratch: int) -> None:
         if values == 0:
             _copied(word(args, 0) + 4 * i * n, out, n)
         else:
-            _decoded(word(args, 0) + i * n, values, word(args, 7) + i * word(args, 8), word(args, 9), out, n)
+            scale = word(args, 7) + i // high * word(args, 8)
+            for c in range(0, n, wide):
+                _decoded(word(args, 0) + i * n + c, values, scale, word(args, 9), out + 4 * c, min(wide, n - c))
+                scale += 4
         row += 1
 
 
@@ -68,6 +72,7 @@ def embedding_task(
     values: Any = None,
     scale: Word | None = None,
     scale_per: str = "tensor",
+    block: tuple[int, int] = (1, 1),
 ) -> Task:
     """out = table[ids], times a scale where the table holds codes.
 
@@ -78,11 +83,14 @@ def embedding_task(
         shape: R, N.
         id_bytes: 8 or 4.
         values: float32 (256,), what each code stands for.
-        scale: float32, for codes: one value; per "row" (V,); per "column" (N,).
-        scale_per: "tensor", "row" or "column".
+        scale: float32, for codes: one value; per "row" (V,); per "column" (N,); per "block", as many along each axis as there are.
+        scale_per: "tensor", "row", "column" or "block".
+        block: rows and columns of a block.
     """
     count, n = shape
     rows = max(UNIT // max(n, 1), 1)
-    sizes = (4 if scale_per == "row" else 0, int(scale_per == "column"), rows)
+    high, wide = block if scale_per == "block" else (1, max(n, 1))
+    step = {"row": 4, "block": 4 * -(-n // wide)}.get(scale_per, 0)
+    sizes = (step, int(scale_per == "column"), rows, high, wide)
     words = (table, ids, id_bytes, out, count, n, 0 if values is None else values, np.ones(1, np.float32) if scale is None else scale)
     return Task(embedding, (*words, *sizes), -(-count // rows) if n else 0)

@@ -73,9 +73,9 @@ def _gates(b: Builder, net: _Network, cell: tuple[str | None, ...]) -> Gates:
     return made
 
 
-def _inputs(b: Builder, net: _Network, grid: Grid, scale: Word, cell: tuple[str | None, ...]) -> At:
-    """x @ weight_ih^T + bias_ih of all steps: f32 (rows, gates * H)."""
-    made = b.weights.prepare("product", str(cell[0]), "rows", filters)
+def _inputs(b: Builder, net: _Network, grid: Grid, scale: Word, row_scale: Word | None, cell: tuple[str | None, ...]) -> At:
+    """x @ weight_ih^T + bias_ih of all steps: f32 (rows, gates * H). row_scale: of x, where each of its rows has its own."""
+    made = b.weights.prepare("product", str(cell[0]), "recurrent", filters)
     bias = np.zeros(len(made.scale), np.float32)
     if cell[2] is not None:
         given = np.asarray(b.constant(cell[2]))
@@ -83,7 +83,7 @@ def _inputs(b: Builder, net: _Network, grid: Grid, scale: Word, cell: tuple[str 
     image, rows, n = grid.image, net.steps * net.batch, net.gates * net.hidden
     out = At(Buffer(rows * n * 4))
     part = image.part if image.parts > 1 else 0
-    left = Left(View(grid.view.address, 0, 0, image.pitch), 1, 1, rows, rows, scale, part=part)
+    left = Left(View(grid.view.address, 0, 0, image.pitch), 1, 1, rows, rows, scale, row_scale, part)
     offsets = np.array([image.offset(s) for s in range(image.steps)], np.int64)
     ending = Ending(made.scale, bias, out=View(word(out), 0, 0, n * 4))
     b.emit(product_task(left, made.packed, offsets, ending, threads=b.threads))
@@ -104,10 +104,13 @@ def _widened(b: Builder, net: _Network, source: View, width: int) -> Grid:
 def _run(b: Builder, net: _Network, states: list[Stored | None], outputs: list[Stored], y: Stored | None) -> None:
     """All layers; states and outputs: h, and c of an lstm, (cells, B, H)."""
     name = str(net.node.inputs[0])
+    row_scale: Word | None = None
     if net.format is None:
         stored, _, stride = b.matrix(name)
         grid = _widened(b, net, View(word(stored.at), 0, 0, stride), stored.shape[-1])
         scale: Word = _ONE
+    elif name in b.tokens:
+        grid, scale, row_scale = b.token_rows(name), _ONE, b.tokens[name].scale
     else:
         grid, scale = b.rows(name), b.quantized[name].scale
     hidden, wide = net.hidden, net.hidden * net.directions
@@ -119,7 +122,7 @@ def _run(b: Builder, net: _Network, states: list[Stored | None], outputs: list[S
         for d in range(net.directions):
             i = layer * net.directions + d
             cell = net.cells[i]
-            x = _inputs(b, net, grid, scale, cell)
+            x = _inputs(b, net, grid, scale, row_scale, cell)
             at = [None if s is None else Steps(word(s.at.plus(i * net.batch * hidden * 4)), hidden * 4) for s in (*states, *outputs)]
             h0, c0, h, c = at if len(at) == 4 else (at[0], None, at[1], None)
             result = None if last and y is None else net.rows(place.plus(d * hidden * 4), wide)
@@ -128,14 +131,14 @@ def _run(b: Builder, net: _Network, states: list[Stored | None], outputs: list[S
         b.emit(task(sides, steps=net.steps, batch=net.batch, hidden=hidden, rounding=net.rounding, threads=b.threads))
         if not last:
             grid = _widened(b, net, View(word(place), 0, 0, wide * 4), wide)
-            scale = _ONE if net.format is None else net.scale
+            scale, row_scale = _ONE if net.format is None else net.scale, None
 
 
 def _format(b: Builder, name: str, matrices: list[Constant | None]) -> FloatFormat | bool | None:
     """The format of x, None for floats; False where x and matrices are not of one kind that the engine multiplies."""
     if any(not packable(m) for m in matrices):
         return False
-    fp8 = {isinstance(m, QTensor) for m in matrices} | {name in b.quantized}
+    fp8 = {isinstance(m, QTensor) for m in matrices} | {name in b.quantized or name in b.tokens}
     if len(fp8) > 1:
         return False
     if not fp8.pop():

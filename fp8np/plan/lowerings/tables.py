@@ -34,10 +34,12 @@ def embedding(b: Builder, node: Node, attrs: Mapping[str, Any]) -> bool:
         b.emit(embedding_task(word(b.value(node.inputs[0]).at), word(ids.at), word(out.at), shape, id_bytes=size))
         return True
     scale = np.ascontiguousarray(table.scale.reshape(-1))
-    per = "tensor" if scale.size == 1 else "row" if table.scale.shape[0] == scale.size else "column"
+    per = "block" if table.block else "tensor" if scale.size == 1 else "row" if table.scale.shape[0] == scale.size else "column"
+    block: Any = table.block or (1, 1)
     codes = b.weights.prepare("embedding", str(node.inputs[0]), "codes", lambda _: np.ascontiguousarray(table.codes))
     values = decode_table(table.format)
-    b.emit(embedding_task(codes, word(ids.at), word(out.at), shape, id_bytes=size, values=values, scale=scale, scale_per=per))
+    how: dict[str, Any] = {"values": values, "scale": scale, "scale_per": per, "block": block}
+    b.emit(embedding_task(codes, word(ids.at), word(out.at), shape, id_bytes=size, **how))
     return True
 
 
@@ -46,18 +48,25 @@ def embedding_bag(b: Builder, node: Node, attrs: Mapping[str, Any]) -> bool:
     table = b.constant(node.inputs[0])
     if not isinstance(table, QTensor):
         return False
-    values, scale = decode_table(table.format), np.broadcast_to(table.scale, table.shape)
+    values = decode_table(table.format)
 
     def bags(indices: Any, offsets: Any = None, per_sample_weights: Any = None) -> Any:
         used, place = np.unique(checked_indices("embedding_bag", indices, len(table.codes)), return_inverse=True)
         # Indices become places among the rows used; so does the one that is skipped, where it occurs.
         skipped = np.flatnonzero(used == attrs["padding_idx"])
         changed = {**attrs, "padding_idx": int(skipped[0]) if skipped.size else None}
-        rows = values[table.codes[used]] * scale[used]
+        rows = values[table.codes[used]] * _scale_of_rows(table, used)
         return OPS["embedding_bag"].define(rows, place.reshape(indices.shape), offsets, per_sample_weights, **changed)
 
     b.host(node, bags, [None if name is None else b.value(name) for name in node.inputs[1:]], [b.new(node.outputs[0])])
     return True
+
+
+def _scale_of_rows(table: QTensor, rows: Any) -> Any:
+    """The scales of some rows of a table (V, N), such that they broadcast with them."""
+    if table.block is None:
+        return np.broadcast_to(table.scale, (len(table.codes), *table.scale.shape[1:]))[rows] if table.scale.ndim else table.scale
+    return np.repeat(table.scale[rows // table.block[0]], min(table.block[1], table.shape[1]), axis=1)[:, : table.shape[1]]
 
 
 LOWERINGS = {"embedding": embedding, "embedding_bag": embedding_bag}
