@@ -12,7 +12,7 @@ from typing import Any
 
 from fp8np.errors import InputError
 
-__all__ = ["Number", "approximately", "as_number", "is_finite", "parse_number", "show"]
+__all__ = ["Number", "approximately", "as_number", "is_finite", "parse_number", "show", "size_text"]
 
 Number = Fraction | float
 """A Fraction, or a float that is none: NaN, an infinity, or -0.0."""
@@ -150,3 +150,16 @@ def approximately(x: Fraction, digits: int = 4) -> str:
     ('0.3333', '1.148e+602')
     """
     return format(Decimal(x.numerator) / Decimal(x.denominator), f".{digits}g")
+
+
+def size_text(n: float) -> str:
+    """Bytes in three digits.
+
+    >>> size_text(999), size_text(46_912_345), size_text(2e9)
+    ('999 B', '46.9 MB', '2 GB')
+    """
+    for unit in ("B", "kB", "MB"):
+        if n < 999.5:
+            return f"{n:.3g} {unit}"
+        n /= 1000
+    return f"{n:.3g} GB"

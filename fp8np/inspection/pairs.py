@@ -23,7 +23,7 @@ Array = npt.NDArray[Any]
 # A gain for each channel that explains so much of a difference, in dB, is one that a pass put there: rounding makes none.
 _EXPLAINED = 10.0
 # What agrees better than that, in dB, has not been scaled.
-_CLOSE = 40.0
+_CLOSE = 20.0
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from fp8np._numbers import size_text
 from fp8np.data import Batches, Progress
 from fp8np.graph import Constant, Graph, Node, named_leaves
 from fp8np.integers import INT8
@@ -136,12 +137,12 @@ class Report:
                 escape(layer.reason or layer.how),
                 _shown(layer.weight_sqnr),
                 _shown(layer.output_sqnr),
-                _size(layer.bytes_before),
-                _size(layer.bytes_after),
+                size_text(layer.bytes_before),
+                size_text(layer.bytes_after),
                 style="dim" if layer.reason else None,
             )
         table.add_section()
-        table.add_row("whole model", "", "", "", "", _size(self.bytes_before), _size(self.bytes_after))
+        table.add_row("whole model", "", "", "", "", size_text(self.bytes_before), size_text(self.bytes_after))
         return table
 
     def _caption(self) -> str:
@@ -278,12 +279,3 @@ def _shown(db: float | None) -> str:
     if db is None:
         return ""
     return "exact" if db == math.inf else f"{db:.1f}"
-
-
-def _size(n: float) -> str:
-    """Bytes in three digits: 46.9 MB."""
-    for unit in ("B", "kB", "MB"):
-        if n < 999.5:
-            return f"{n:.3g} {unit}"
-        n /= 1000
-    return f"{n:.3g} GB"
