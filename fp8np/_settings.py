@@ -15,7 +15,7 @@ from pathlib import Path
 
 from fp8np.errors import PolicyError
 
-__all__ = ["cache_dir", "default_threads", "forced_cpu"]
+__all__ = ["cache_dir", "default_threads", "environment", "forced_cpu"]
 
 
 def cache_dir() -> Path | None:
@@ -64,3 +64,9 @@ def default_threads() -> int:
 def forced_cpu() -> str | None:
     """The tier that FP8NP_CPU asks for, in small letters; None where it is not set."""
     return os.environ.get("FP8NP_CPU", "").strip().lower() or None
+
+
+def environment(*, threads: int, tier: str = "") -> dict[str, str]:
+    """The environment of a process that is to use so many threads, of libraries that it may import too, and kernels of a tier."""
+    counts = dict.fromkeys(("FP8NP_THREADS", "OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), str(threads))
+    return {**os.environ, **counts, **({"FP8NP_CPU": tier} if tier else {})}

@@ -14,6 +14,7 @@ import fp8np
 from fp8np._terminal import Sizes, Target, compiling, console, progress, writing
 from fp8np.cli_bench import bench
 from fp8np.cli_explain import explain
+from fp8np.cli_study import study
 from fp8np.cli_verify import verify
 from fp8np.cli_warmup import warmup
 from fp8np.errors import Fp8npError, InputError, MissingDependencyError
@@ -71,7 +72,8 @@ class _Convert(click.Command):
 
 @click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
 @click.version_option(fp8np.__version__, prog_name="fp8np")
-def main() -> None:
+@click.pass_context
+def main(ctx: click.Context) -> None:
     """FP8 on any CPU: convert trained models, run them with NumPy, look inside, and verify the numerics.
 
     \b
@@ -81,15 +83,19 @@ def main() -> None:
     fp8np evaluate model.safetensors --data labelled.npz --metric accuracy
     fp8np explain  0.3
     fp8np verify
+    fp8np study    studies/paper.toml -o DIR
     fp8np bench
     fp8np warmup
 
     Exit codes: 0 done, 1 failed, 2 wrong usage.
     """
+    # For commands in other modules; nothing is imported before it is called.
+    ctx.obj = _converter
 
 
 main.add_command(explain)
 main.add_command(verify)
+main.add_command(study)
 main.add_command(bench)
 main.add_command(warmup)
 
