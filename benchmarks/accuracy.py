@@ -12,24 +12,40 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
 import torch
 
+from fp8np.metrics import accuracy, eer
 from fp8np.model import Model
 from fp8np.ptq.recipe import get_recipe
 from fp8np.ptq.workflow import quantize_model
 from fp8np_benchmarks.naive import fake_quantized
-from fp8np_benchmarks.workloads import Workload, efficientnet_lite0, minilm, resnet20, speaker
+from fp8np_benchmarks.workloads import Score, Workload, from_study, minilm
+from fp8np_studies import efficientnet_lite0, resnet20, speaker
+
+
+def classified(outputs: list[Any], labels: list[Any]) -> float:
+    return accuracy(np.concatenate(outputs), np.concatenate(labels))
+
+
+def verified(outputs: list[Any], labels: list[Any]) -> float:
+    return eer(*speaker.pairs(*speaker.recordings(outputs, labels)))
+
+
+def study(name: str, metric: str, module: ModuleType, score: Score) -> Callable[[Path, Path], Workload]:
+    return lambda shared, models: from_study(name, metric, module, score, {"shared": shared, "models": models})
+
 
 MAKERS: dict[str, Callable[[Path, Path], Workload]] = {
-    "resnet20": resnet20.workload,
-    "efficientnet": efficientnet_lite0.workload,
+    "resnet20": study("ResNet-20, CIFAR-10", "accuracy", resnet20, classified),
+    "efficientnet": study("EfficientNet-Lite0, ImageNet", "top-1", efficientnet_lite0, classified),
     "minilm-dev": lambda shared, models: minilm.workload(shared, models, "dev"),
     "minilm-test": lambda shared, models: minilm.workload(shared, models, "test"),
     "minilm-test-export": lambda shared, models: minilm.workload(shared, models, "test", export=True),
-    "speaker": speaker.workload,
+    "speaker": study("Resemblyzer, LibriSpeech", "EER", speaker, verified),
 }
 RECIPES = {"E4M3": ("e4m3", None), "E3M4": ("e3m4", None), "E5M2": ("e5m2", None), "E5M2 scaled": ("e5m2", "static")}
 NAIVE = {"naive E4M3": "e4m3fn", "naive E5M2": "e5m2"}

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from fp8np.errors import InputError
 from fp8np.graph import Graph
 from fp8np_benchmarks.case import Setting, SkipCase
 from fp8np_benchmarks.peers import quiet
@@ -84,11 +85,19 @@ def mobilenet_v2(setting: Setting, batch: int) -> Network:
 
 
 def efficientnet_lite0(setting: Setting, batch: int) -> Network:
-    from fp8np_benchmarks.workloads import efficientnet_lite0 as made
+    from fp8np_benchmarks.workloads.random_weights import quiet as quiet_norm
     from fp8np_benchmarks.workloads.random_weights import settled
+    from fp8np_studies import efficientnet_lite0 as given
+    from fp8np_studies.networks.efficientnet_lite0 import EfficientNetLite0, MBConv
 
-    given = setting.models is not None and made.checkpoint(setting.models).exists()
-    module = made.pretrained(setting.models) if given else settled(made.EfficientNetLite0(), size(setting))
+    try:
+        module = given.network({} if setting.models is None else {"models": setting.models})
+    except InputError:  # the weights are not there
+        module = EfficientNetLite0()
+        for block in module.modules():
+            if isinstance(block, MBConv) and block.residual:
+                quiet_norm(block.layers[-1])
+        module = settled(module, size(setting))
     return _pictures(module, setting, batch)
 
 

@@ -1,19 +1,19 @@
-"""Real pretrained models on real data: what the accuracy and latency tables are made of. One file a workload."""
+"""What the tables of accuracy and latency are made of: workloads of `fp8np_studies`, and networks with random weights, one file each."""
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from fp8np.graph import Graph
 
-__all__ = ["Workload", "need"]
+__all__ = ["Score", "Workload", "from_study", "need"]
 
-# The networks and data loading that examples/ already shows are not written twice.
-sys.path.insert(0, str(Path(__file__).parents[2] / "examples"))
+Score = Callable[[list[Any], list[Any]], float]
+"""Of the outputs and the labels of all batches."""
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,7 @@ class Workload:
         metric: what `score` returns, e.g. "accuracy".
         module: the pretrained nn.Module, in eval mode.
         graph: the FP32 graph converted from it.
-        calibration: batches for the model, not among those that `batches` gives.
+        calibration: batches for the model.
         batches: test batches, each what `Model.run` takes.
         score: the metric of the outputs, one for each batch.
         logits: the array of an output by which fp8np and PyTorch are compared.
@@ -39,6 +39,28 @@ class Workload:
     batches: Callable[[], Iterable[Any]]
     score: Callable[[list[Any]], float]
     logits: Callable[[Any], Any]
+
+
+def from_study(name: str, metric: str, module: ModuleType, score: Score, folders: Mapping[str, Path]) -> Workload:
+    """All of the data of a workload of `fp8np_studies`; an output is one array."""
+    labelled = list(module.data(folders))
+
+    def graph() -> Graph:
+        from fp8np_converters.torch_export import from_module
+
+        network = module.network(folders)
+        return from_module(network, network.example_inputs)
+
+    return Workload(
+        name=name,
+        metric=metric,
+        module=lambda: module.network(folders),
+        graph=graph,
+        calibration=lambda: module.calibration(folders),
+        batches=lambda: (batch for batch, _ in labelled),
+        score=lambda outputs: score(outputs, [label for _, label in labelled]),
+        logits=lambda output: output,
+    )
 
 
 def need(path: Path, what: str) -> Path:
