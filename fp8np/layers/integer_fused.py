@@ -2,12 +2,15 @@
 
     y = activation(integer product + bias + residual)
 
-fused_integer_conv serves pictures (B, C, H, W) and lines (B, C, L); its weight says which.
+fused_integer_conv serves pictures (B, C, H, W) and lines (B, C, L); its weight says which. pads are zero points (top, left, bottom,
+right); lines have none above and below.
 """
 
 from __future__ import annotations
 
 from typing import Any
+
+import numpy as np
 
 from fp8np.layers._checks import require, require_floats, require_shape
 from fp8np.layers._op import OPS, Spec, op
@@ -72,6 +75,7 @@ def conv_shape(
     bias: Spec | None = None,
     residual: Spec | None = None,
     *,
+    pads: Any,
     activation: Any,
     lo: Any,
     hi: Any,
@@ -80,8 +84,16 @@ def conv_shape(
     """As that of integer_conv1d or integer_conv2d"""
     name = "fused_integer_conv"
     require(x.ndim == weight.ndim and x.ndim in (3, 4), name, "x (B, C, H, W) or (B, C, L) and as many axes of weight", x=x, weight=weight)
-    inputs = x, x_scale, x_zero, weight, weight_scale, bias
-    return _shape(_product(weight), name, inputs, residual, (activation, lo, hi), attrs)
+    fits = isinstance(pads, tuple) and len(pads) == 4 and all(isinstance(p, int) and p >= 0 for p in pads)
+    require(fits and (x.ndim == 4 or pads[::2] == (0, 0)), name, "four numbers of zeros, for lines none above and below", pads=pads)
+    sizes = (*x.shape[:2], *(n + before + after for n, (before, after) in zip(x.shape[2:], _around(pads, x.ndim), strict=True)))
+    inputs = Spec(sizes, x.dtype), x_scale, x_zero, weight, weight_scale, bias
+    return _shape(_product(weight), name, inputs, residual, (activation, lo, hi), {**attrs, "padding": "valid"})
+
+
+def _around(pads: tuple[int, int, int, int], ndim: int) -> tuple[tuple[int, int], ...]:
+    top, left, bottom, right = pads
+    return ((top, bottom), (left, right))[4 - ndim :]
 
 
 def fused_integer_conv(
@@ -93,13 +105,15 @@ def fused_integer_conv(
     bias: Any = None,
     residual: Any = None,
     *,
+    pads: tuple[int, int, int, int],
     activation: str,
     lo: float,
     hi: float,
     **attrs: Any,
 ) -> Any:
     """y = activation(integer convolution of x + bias + residual)"""
-    y = OPS[_product(weight)].define(x, x_scale, x_zero, weight, weight_scale, bias, **attrs)
+    padded = np.pad(x, ((0, 0), (0, 0), *_around(pads, x.ndim)), constant_values=x_zero)
+    y = OPS[_product(weight)].define(padded, x_scale, x_zero, weight, weight_scale, bias, padding="valid", **attrs)
     return activated(y if residual is None else y + residual, activation, lo, hi)
 
 
@@ -112,5 +126,5 @@ op(
     _INPUTS,
     shape=conv_shape,
     define=fused_integer_conv,
-    attrs={"stride": (1, 1), "padding": (0, 0), "dilation": (1, 1), "groups": 1, **_ENDING},
+    attrs={"stride": (1, 1), "pads": (0, 0, 0, 0), "dilation": (1, 1), "groups": 1, **_ENDING},
 )

@@ -34,7 +34,7 @@ def fused(graph: Graph) -> Graph:
 
 
 def pads_into_convolutions(graph: Graph) -> Graph:
-    """pad -> conv2d, and pad -> quantize -> conv2d, where all readers are convolutions: the code of zero is zero."""
+    """pad -> conv2d, and pad -> quantize -> conv2d, where all readers are convolutions: what zero becomes is zero again; so of integers."""
     readers = graph.consumers()
     kept = set(leaves(graph.outputs))
     values = dict(graph.values)
@@ -45,9 +45,9 @@ def pads_into_convolutions(graph: Graph) -> Graph:
             continue
         pads = _zero_pads(node)
         users = readers.get(node.outputs[0], [])
-        through = [u for u in users if u.op == "quantize"]
-        ends = [u for q in through for u in readers.get(q.outputs[0], [])] + [u for u in users if u.op != "quantize"]
-        first = all(u.op == "conv2d" and u.inputs[0] in {node.outputs[0], *(q.outputs[0] for q in through)} for u in ends)
+        through = [u for u in users if u.op in _QUANTIZE]
+        ends = [u for q in through for u in readers.get(q.outputs[0], [])] + [u for u in users if u.op not in _QUANTIZE]
+        first = all(u.op in _CONVOLUTIONS and u.inputs[0] in {node.outputs[0], *(q.outputs[0] for q in through)} for u in ends)
         if pads is None or not ends or not first or any(q.outputs[0] in kept for q in through):
             continue
         source = node.inputs[0]
@@ -63,9 +63,9 @@ def pads_into_convolutions(graph: Graph) -> Graph:
     for node in graph.nodes:
         node = changed.get(node.name, node)
         name = node.inputs[0] if node.inputs else None
-        if node.op == "conv2d" and name in replaced:
+        if node.op in _CONVOLUTIONS and name in replaced:
             source, around = replaced[name]
-            node = _fused_conv2d(graph, node.replace(inputs=(source, *node.inputs[1:])), around)
+            node = _CONVOLUTIONS[node.op](graph, node.replace(inputs=(source, *node.inputs[1:])), around)
         nodes.append(node)
     return pruned(graph.replace(nodes=tuple(nodes), values=MappingProxyType(values)))
 
@@ -76,6 +76,21 @@ def _fused_conv2d(graph: Graph, node: Node, around: tuple[int, int, int, int] = 
     own = _pads(attrs.pop("padding"), graph.facts(str(node.inputs[1])).shape[2:], attrs["dilation"])
     pads = tuple(a + b for a, b in zip(own, around, strict=True))
     return node.replace(op="fused_conv2d", inputs=_four(node), attrs=MappingProxyType({**attrs, "pads": pads}))
+
+
+def _fused_integer_conv(graph: Graph, node: Node, around: tuple[int, int, int, int] = (0, 0, 0, 0)) -> Node:
+    """An integer_conv2d or integer_conv1d as fused_integer_conv, with further zeros around its own padding."""
+    attrs = OPS[node.op].filled(node.attrs)
+    kernel, dilation, padding = graph.facts(str(node.inputs[3])).shape[2:], attrs["dilation"], attrs.pop("padding")
+    if len(kernel) == 1:
+        kernel, dilation, padding = (1, *kernel), (1, *dilation), padding if isinstance(padding, str) else (0, *padding)
+    pads = tuple(a + b for a, b in zip(_pads(padding, kernel, dilation), around, strict=True))
+    full = OPS["fused_integer_conv"]
+    return node.replace(op=full.name, inputs=full.padded(node.inputs), attrs=MappingProxyType({**attrs, "pads": pads}))
+
+
+_QUANTIZE = ("quantize", "quantize_integer")
+_CONVOLUTIONS = {"conv2d": _fused_conv2d, "integer_conv2d": _fused_integer_conv}
 
 
 def _four(node: Node) -> tuple[str | None, ...]:
@@ -167,8 +182,7 @@ def products_as_fused(graph: Graph) -> Graph:
         elif node.op in ("integer_conv1d", "integer_conv2d"):
             x, weight = (graph.facts(str(node.inputs[i])).shape for i in (0, 3))
             if len(x) == len(weight):
-                attrs = MappingProxyType(OPS[node.op].filled(node.attrs))
-                node = node.replace(op="fused_integer_conv", inputs=OPS["fused_integer_conv"].padded(node.inputs), attrs=attrs)
+                node = _fused_integer_conv(graph, node)
         nodes.append(node)
     return graph.replace(nodes=tuple(nodes))
 

@@ -280,7 +280,7 @@ def fused_integer_conv(b: Builder, node: Node, attrs: Mapping[str, Any]) -> bool
     shape = (*shape[:2], 1, shape[2]) if lines else shape
     stride, dilation = ((1, attrs[a][0]) if lines else (attrs[a][0], attrs[a][1]) for a in ("stride", "dilation"))
     kernel, groups = (shape[2], shape[3]), attrs["groups"]
-    pads = _pads(attrs["padding"], kernel, dilation, lines)
+    pads: Pads = tuple(attrs["pads"])
     kind = kind_of(groups, shape)
     narrow = kind == "dense" and shape[1] <= NARROW and kernel[1] > 1 and dilation[1] == 1
 
@@ -317,16 +317,6 @@ def fused_integer_conv(b: Builder, node: Node, attrs: Mapping[str, Any]) -> bool
     packed = weight.made.packed
     b.emit(integer_product_task(left, packed, offsets, ending, product=product, bound=weight.bound, threads=b.threads, panel=panel))
     return True
-
-
-def _pads(padding: Any, kernel: tuple[int, ...], dilation: tuple[int, ...], lines: bool) -> Pads:
-    if padding == "valid":
-        return NO_PADS
-    if padding == "same":
-        totals = [d * (k - 1) for d, k in zip(dilation, kernel, strict=True)]
-        return totals[0] // 2, totals[1] // 2, totals[0] - totals[0] // 2, totals[1] - totals[1] // 2
-    top, left = (0, *padding) if lines else padding
-    return top, left, top, left
 
 
 def _matmul_fits(b: Builder, node: Node) -> bool:
