@@ -160,29 +160,50 @@ def squared_error(bins: Bins, grid: _Doubles) -> float:
 
 
 def divergence(bins: Bins, grid: _Doubles) -> float:
-    """The Kullback-Leibler divergence in nats of the numbers of a histogram from what their rounded values tell of them.
+    """The Kullback-Leibler divergence in nats of the clipped numbers of a histogram from what rounding leaves of them.
 
-    Rounding leaves of a number the cell of the grid in which it lies, so the second distribution has the same mass in each cell,
-    spread evenly. The outermost cells reach as far as the numbers do: clipping makes them wide, and so has its price. Zeros, exact on
-    any grid, are left out.
+    As in calibration by entropy for integers (Migacz, "8-bit inference with TensorRT", GTC 2017), with the grid's own cells in place of
+    equal ones. The first distribution is that of the numbers, those beyond the grid piled up in its outermost cells. The second is made
+    of the others: of each only its cell is known, so in a cell they are spread evenly. Zeros, exact on any grid, are left out.
 
     Args:
         bins: of x, or of |x|; not empty.
-        grid: float64, ascending.
+        grid: float64, ascending. Of |x|, from 0 on: nothing is below.
+
+    Returns:
+        inf where the grid ends in an empty cell and numbers lie beyond.
 
     >>> h = Histogram()
     >>> _ = h.add(np.linspace(1, 2, 64001, dtype=np.float32)[:-1])
-    >>> divergence(h.magnitudes(), np.array([0.0, 1.0, 2.0])) > divergence(h.magnitudes(), np.array([0.0, 0.5, 1.25, 1.75, 2.25])) > 0
-    True
+    >>> coarse, fine = (divergence(h.magnitudes(), np.array(grid)) for grid in ([0, 1, 2], [0, 0.75, 1.25, 1.75, 2]))
+    >>> round(coarse, 2), round(fine, 2) + 0
+    (0.35, 0.0)
     """
-    middles = (grid[1:] + grid[:-1]) / 2
-    bounds = np.concatenate([[min(grid[0], bins.low[0])], middles, [max(grid[-1], bins.high[-1])]])
+    bounds = np.concatenate([grid[:1], (grid[1:] + grid[:-1]) / 2, grid[-1:]])
     mass = bins.count / bins.count.sum()
-    reached = np.cumsum(mass)
+    # A bin may end where it begins, if all its numbers are the largest one: then it counts as wide as others.
+    widths = np.maximum(bins.high - bins.low, np.maximum(np.abs(bins.low), np.abs(bins.high)) / 128)
     places = np.stack([bins.low, bins.high], axis=1).reshape(-1)
-    cells = np.diff(np.interp(bounds, places, np.stack([reached - mass, reached], axis=1).reshape(-1), left=0.0, right=1.0))
-    full = cells > 0
-    # A bin may end where it begins, if all its numbers are the largest one.
-    widths = np.maximum(bins.high - bins.low, np.spacing(np.maximum(np.abs(bins.low), np.abs(bins.high))))
-    known = float(mass @ np.log(mass / widths))
-    return known - float(cells[full] @ np.log(cells[full] / np.diff(bounds)[full]))
+    reached = _along(places, mass, bounds)
+    known = np.diff(_along(places, mass * np.log(mass / widths), bounds))
+    cells = np.diff(reached)
+    below, beyond = max(reached[0], 0.0), max(1 - reached[-1], 0.0)
+    if cells.sum() <= 0 or (below > _NOTHING and cells[0] <= _NOTHING) or (beyond > _NOTHING and cells[-1] <= _NOTHING):
+        return np.inf
+    full = cells > _NOTHING
+    piled = cells.copy()
+    piled[0] += below
+    piled[-1] += beyond
+    piled, cells, known, lengths = piled[full], cells[full], known[full], np.diff(bounds)[full]
+    raised = piled / cells
+    return float((raised * (known + cells * np.log(cells.sum() * lengths / cells)) + piled * np.log(raised)).sum())
+
+
+# What is left of a mass of 0 when sums of masses are subtracted.
+_NOTHING = 1e-13
+
+
+def _along(places: _Doubles, amounts: _Doubles, bounds: _Doubles) -> _Doubles:
+    """How much of what is spread evenly over bins lies below each bound."""
+    after = np.cumsum(amounts)
+    return np.interp(bounds, places, np.stack([after - amounts, after], axis=1).reshape(-1), left=0.0, right=float(after[-1]))

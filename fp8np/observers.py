@@ -200,6 +200,9 @@ class RangeObserver:
 # on where the numbers fall on it. So many ranges are tried.
 
 
+_BEYOND = 2.0**0.25
+
+
 def _octaves(first: float, last: float, step: float) -> Iterator[float]:
     """2**first, 2**(first - step), ... 2**last; 1, which is `max`, comes before all others, so that it wins among equals."""
     yield 1.0
@@ -239,7 +242,7 @@ def _integer_limits(bins: Bins, seen: _Limits, fmt: IntegerFormat, measure: _Mea
     best = min(((seen[0] * f, seen[1] * f) for f in _octaves(0.25, -10, 1 / 4)), key=price)
     for step in (1 / 4, 1 / 16):
         if best[1] > 0:
-            best = min(((best[0], best[1] * f) for f in _octaves(4 * step, -4 * step, step)), key=price)
+            best = min(((best[0], min(best[1] * f, seen[1] * _BEYOND)) for f in _octaves(4 * step, -4 * step, step)), key=price)
         if best[0] < 0:
-            best = min(((best[0] * f, best[1]) for f in _octaves(4 * step, -4 * step, step)), key=price)
+            best = min(((max(best[0] * f, seen[0] * _BEYOND), best[1]) for f in _octaves(4 * step, -4 * step, step)), key=price)
     return best

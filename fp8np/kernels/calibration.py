@@ -34,9 +34,10 @@ _I = np.int32
 
 @exact
 def _histogram(x: Any, pieces: int, start: int, stop: int, counts: Any, out: Any) -> None:
-    # x: u32 (rows, n) bits of float32; counts: u32 (2, BINS); out: i32 (rows * pieces, 2). Two tables in turn, since the numbers of
+    # x: i32 (rows, n) bits of float32; counts: u32 (2, BINS); out: i32 (rows * pieces, 2). Two tables in turn, since the numbers of
     # one bin wait for each other: after a ReLU half of them are 0. Flipping the lower bits of negative numbers makes integers that
     # sort as the floats do, NaN beyond the infinities.
+    upper = _I(BINS - 1)
     for item in range(start, stop):
         row, piece = divmod(item, pieces)
         part = x[row, piece * PIECE : (piece + 1) * PIECE]
@@ -44,16 +45,15 @@ def _histogram(x: Any, pieces: int, start: int, stop: int, counts: Any, out: Any
         for first in range(0, part.size, _NEAR):
             near = part[first : first + _NEAR]
             for i in range(near.size):
-                bits = _I(near[i])
-                key = _I(bits ^ _I(_I(bits >> _I(31)) & _I(0x7FFFFFFF)))
+                key = _I(near[i] ^ _I(_I(near[i] >> _I(31)) & _I(0x7FFFFFFF)))
                 low = min(low, key)
                 high = max(high, key)
             even = near.size - near.size % 2
             for i in range(0, even, 2):
-                counts[0, near[i] >> _U(SHIFT)] += _U(1)
-                counts[1, near[i + 1] >> _U(SHIFT)] += _U(1)
+                counts[0, _U(_I(near[i] >> _I(SHIFT)) & upper)] += _U(1)
+                counts[1, _U(_I(near[i + 1] >> _I(SHIFT)) & upper)] += _U(1)
             if even < near.size:
-                counts[0, near[even] >> _U(SHIFT)] += _U(1)
+                counts[0, _U(_I(near[even] >> _I(SHIFT)) & upper)] += _U(1)
         out[item, 0] = low
         out[item, 1] = high
 
@@ -63,7 +63,7 @@ def histogram(x: Floats, counts: Any, out: Floats) -> None:
 
     A row is not empty. Where it holds NaN or infinity, one of its extremes is NaN or infinity.
     """
-    (bits,) = read_only(x.view(np.uint32))
+    (bits,) = read_only(x.view(np.int32))
     pieces = -(-x.shape[1] // PIECE)
     keys = np.empty((x.shape[0] * pieces, 2), np.int32)
     lock = threading.Lock()
