@@ -18,13 +18,17 @@ from typing import Any
 import numpy as np
 import torch
 
-from fp8np.metrics import accuracy, eer
+from fp8np.errors import InputError
+from fp8np.graph import Graph
+from fp8np.metrics import accuracy, eer, spearman
 from fp8np.model import Model
 from fp8np.ptq.recipe import get_recipe
 from fp8np.ptq.workflow import quantize_model
 from fp8np_benchmarks.naive import fake_quantized
-from fp8np_benchmarks.workloads import Score, Workload, from_study, minilm
-from fp8np_studies import efficientnet_lite0, resnet20, speaker
+from fp8np_benchmarks.workloads import Score, Workload, from_study
+from fp8np_converters.bert import from_folder
+from fp8np_converters.torch_export import from_module
+from fp8np_studies import efficientnet_lite0, minilm, resnet20, speaker
 
 
 def classified(outputs: list[Any], labels: list[Any]) -> float:
@@ -39,12 +43,37 @@ def study(name: str, metric: str, module: ModuleType, score: Score) -> Callable[
     return lambda shared, models: from_study(name, metric, module, score, {"shared": shared, "models": models})
 
 
+def alike(outputs: list[Any], labels: list[Any]) -> float:
+    return spearman(*minilm.pairs([output["sentence_embedding"] for output in outputs], labels))
+
+
+def sentences(part: str, export: bool = False) -> Callable[[Path, Path], Workload]:
+    """A part of STS-B, by the native reader or by torch.export of the class in transformers."""
+
+    def workload(shared: Path, models: Path) -> Workload:
+        folders = {"shared": shared, "models": models}
+
+        def graph() -> Graph:
+            if not export:
+                return from_folder(minilm.folder(folders), pooling="mean")
+            network = minilm.network(folders)
+            axes = {name: {0: "B", 1: "T"} for name in network.example_inputs}
+            return from_module(network, network.example_inputs, dynamic=axes, name="minilm")
+
+        name = f"MiniLM, STS-B {part}" + (", torch.export" if export else "")
+        return from_study(
+            name, "Spearman", minilm, alike, folders, part=part, graph=graph, logits=lambda output: output["last_hidden_state"]
+        )
+
+    return workload
+
+
 MAKERS: dict[str, Callable[[Path, Path], Workload]] = {
     "resnet20": study("ResNet-20, CIFAR-10", "accuracy", resnet20, classified),
     "efficientnet": study("EfficientNet-Lite0, ImageNet", "top-1", efficientnet_lite0, classified),
-    "minilm-dev": lambda shared, models: minilm.workload(shared, models, "dev"),
-    "minilm-test": lambda shared, models: minilm.workload(shared, models, "test"),
-    "minilm-test-export": lambda shared, models: minilm.workload(shared, models, "test", export=True),
+    "minilm-dev": sentences("dev"),
+    "minilm-test": sentences("test"),
+    "minilm-test-export": sentences("test", export=True),
     "speaker": study("Resemblyzer, LibriSpeech", "EER", speaker, verified),
 }
 RECIPES = {"E4M3": ("e4m3", None), "E3M4": ("e3m4", None), "E5M2": ("e5m2", None), "E5M2 scaled": ("e5m2", "static")}
@@ -95,4 +124,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except InputError as error:  # weights or data are not where they should be
+        sys.exit(f"error: {error}")

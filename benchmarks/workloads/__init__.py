@@ -10,7 +10,7 @@ from typing import Any
 
 from fp8np.graph import Graph
 
-__all__ = ["Score", "Workload", "from_study", "need"]
+__all__ = ["Score", "Workload", "from_study"]
 
 Score = Callable[[list[Any], list[Any]], float]
 """Of the outputs and the labels of all batches."""
@@ -41,11 +41,30 @@ class Workload:
     logits: Callable[[Any], Any]
 
 
-def from_study(name: str, metric: str, module: ModuleType, score: Score, folders: Mapping[str, Path]) -> Workload:
-    """All of the data of a workload of `fp8np_studies`; an output is one array."""
-    labelled = list(module.data(folders))
+def from_study(
+    name: str,
+    metric: str,
+    module: ModuleType,
+    score: Score,
+    folders: Mapping[str, Path],
+    *,
+    part: str = "",
+    graph: Callable[[], Graph] | None = None,
+    logits: Callable[[Any], Any] = lambda output: output,
+) -> Workload:
+    """All of the data of a workload of `fp8np_studies`.
 
-    def graph() -> Graph:
+    Args:
+        name, metric, logits: as in `Workload`.
+        module: of the study.
+        score: see `Score`.
+        folders: where weights and data are.
+        part: which of its data, where it has several: its functions are `part` and `part`_calibration.
+        graph: another way to it than tracing the network with a batch of any size.
+    """
+    labelled = list(getattr(module, part or "data")(folders))
+
+    def traced() -> Graph:
         from fp8np_converters.torch_export import from_module
 
         network = module.network(folders)
@@ -55,20 +74,9 @@ def from_study(name: str, metric: str, module: ModuleType, score: Score, folders
         name=name,
         metric=metric,
         module=lambda: module.network(folders),
-        graph=graph,
-        calibration=lambda: module.calibration(folders),
+        graph=graph or traced,
+        calibration=lambda: getattr(module, f"{part}_calibration" if part else "calibration")(folders),
         batches=lambda: (batch for batch, _ in labelled),
         score=lambda outputs: score(outputs, [label for _, label in labelled]),
-        logits=lambda output: output,
+        logits=logits,
     )
-
-
-def need(path: Path, what: str) -> Path:
-    """`path` if it exists.
-
-    Raises:
-        SystemExit: it does not; says what is missing.
-    """
-    if not path.exists():
-        raise SystemExit(f"{what}: {path} does not exist")
-    return path
