@@ -78,6 +78,7 @@ LEVELS = {
     "model": 9,
     "memory": 9,
     "warmup": 9,
+    "difference": 9,
     "inspection": 9,
     "describe": 7,
     "evaluate": 9,

@@ -45,13 +45,13 @@ class Alternative:
 
     @property
     def text(self) -> str:
-        """In words: "e3m4fn, a scale for each channel"."""
+        """In words: "e3m4fn per channel, scaled by mse"."""
         name = self.scheme.format.name.removeprefix("float8_")
         if isinstance(self.scheme.granularity, PerChannel):
-            each = "a scale for each token" if self.scheme.dynamic else "a scale for each channel"
+            each = "per token" if self.scheme.dynamic else "per channel"
         else:
-            each = "one scale"
-        return f"{name}, {each}{' of least squared error' if self.calibrator == 'mse' else ''}"
+            each = "with one scale"
+        return f"{name} {each}{', scaled by mse' if self.calibrator == 'mse' else ''}"
 
 
 def formats() -> tuple[FloatFormat, ...]:

@@ -27,7 +27,7 @@ from fp8np.scaling import dequantize
 from fp8np.tensor import QTensor
 from fp8np.watch import Watch
 
-__all__ = ["Measured", "measured", "pieces"]
+__all__ = ["Measured", "cut", "measured", "pieces"]
 
 Array = npt.NDArray[Any]
 
@@ -119,8 +119,8 @@ def _run(seen: Measured, against: Graph | None, pairs: Pairs | None, batches: li
     compared = [] if pairs is None else [(a, b) for a, b in pairs.same if _floats(seen.graph, a)]
     watch = Watch(seen.graph, [*_read(seen), *(a.outputs[0] for a, _ in compared)])
     other = None if against is None else Watch(against, [b.outputs[0] for _, b in compared])
-    cut = [piece for batch in batches for piece in _cut(seen.graph, batch)]
-    for i, piece in enumerate(cut):
+    parts = [part for batch in batches for part in cut(seen.graph, batch)]
+    for i, piece in enumerate(parts):
         values = watch(piece.inputs)
         sizes = bind_sizes(seen.graph, piece.inputs)
         _operands(seen, values, sizes, own=i < _OWN_PIECES)
@@ -130,7 +130,7 @@ def _run(seen: Measured, against: Graph | None, pairs: Pairs | None, batches: li
                 seen.outputs.setdefault(a.name, Agreement()).add(values[a.outputs[0]], exact[b.outputs[0]])
         seen.samples += piece.samples
         if progress is not None:
-            progress("looking inside", i + 1, len(cut))
+            progress("looking inside", i + 1, len(parts))
 
 
 def _floats(graph: Graph, node: Node) -> bool:
@@ -196,8 +196,8 @@ def _plain(name: str | None, graph: Graph, values: Mapping[str, Array], beside: 
     return values.get(name, beside.get(name))
 
 
-def _cut(graph: Graph, batch: Batch) -> Iterator[Batch]:
-    """A batch in pieces along axis 0, where all inputs count samples by it."""
+def cut(graph: Graph, batch: Batch) -> Iterator[Batch]:
+    """A batch in pieces along axis 0, where all inputs count samples by it: small enough for all values of the graph at a time."""
     first = {value.shape[0] if value.shape else None for value in graph.inputs}
     if len(first) != 1 or not isinstance(next(iter(first)), Dim):
         yield batch

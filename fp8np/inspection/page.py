@@ -20,6 +20,9 @@ from fp8np.metrics import plain
 
 __all__ = ["as_html"]
 
+# Changes below that, in dB, are shown as none.
+_VISIBLE = 0.05
+
 
 @dataclass(frozen=True)
 class _Column:
@@ -135,7 +138,8 @@ def _change(before: float, after: float) -> str:
     gain = after - before
     if not math.isfinite(gain):
         return _db(after)
-    return f'{_db(after)} <span class="{"gain" if gain >= 0 else "loss"}">{gain:+.1f}</span>'
+    kind = "gain" if gain >= _VISIBLE else "loss" if gain <= -_VISIBLE else "soft"
+    return f'{_db(after)} <span class="{kind}">{gain:+.1f}</span>' if kind != "soft" else f'{_db(after)} <span class="soft">±0</span>'
 
 
 def _depth(facts: Inspection) -> str:
@@ -303,7 +307,8 @@ def _picture(tensor: TensorFacts) -> dict[str, Any]:
     measures = [("SQNR", tensor.sqnr, _db), ("saturated", tensor.saturated, _percent), ("to zero", tensor.flushed, _percent)]
     said = [f"{name} {shown(value)}" for name, value, shown in measures if value is not None]
     lines += [", ".join(said)] if said else []
-    title = f"{tensor.kind} {tensor.role} ({tensor.name}) in {tensor.format}"
+    role = tensor.role if tensor.role == tensor.kind else f"{tensor.kind} {tensor.role}"
+    title = f"{role} ({tensor.name}) in {tensor.format}"
     histogram = {} if tensor.histogram is None else dict(tensor.histogram)
     return {"title": title, "lines": lines, "format": tensor.format, **histogram}
 
