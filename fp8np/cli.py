@@ -14,6 +14,7 @@ import fp8np
 from fp8np._terminal import Sizes, Target, compiling, console, progress, writing
 from fp8np.cli_bench import bench
 from fp8np.cli_explain import explain
+from fp8np.cli_report import diff, report
 from fp8np.cli_study import study
 from fp8np.cli_verify import verify
 from fp8np.cli_warmup import warmup
@@ -81,6 +82,8 @@ def main(ctx: click.Context) -> None:
     fp8np run      model.safetensors inputs.npz -o outputs.npz
     fp8np inspect  model.safetensors
     fp8np evaluate model.safetensors --data labelled.npz --metric accuracy
+    fp8np report   model.safetensors --against fp32.safetensors --data data.npz --html report.html
+    fp8np diff     a.safetensors b.safetensors --data data.npz
     fp8np explain  0.3
     fp8np verify
     fp8np study    studies/paper.toml -o DIR
@@ -93,6 +96,8 @@ def main(ctx: click.Context) -> None:
     ctx.obj = _converter
 
 
+main.add_command(report)
+main.add_command(diff)
 main.add_command(explain)
 main.add_command(verify)
 main.add_command(study)
