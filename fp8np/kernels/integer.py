@@ -24,9 +24,9 @@ from fp8np.kernels._program import Task
 from fp8np.kernels._vector import as_float, as_int, from_int, load, store, to_int
 from fp8np.kernels.product import SLAB, Packed, Placed, deep_cut, own_channels, product_task
 
-__all__ = ["INT32_SUMS", "integer_product_task"]
+__all__ = ["EXACT", "INT32_SUMS", "integer_product_task"]
 
-_EXACT = 1 << 24
+EXACT = 1 << 24
 """float32 holds every integer up to this."""
 INT32_SUMS = 1 << 31
 """int32 holds every integer below this."""
@@ -107,10 +107,10 @@ def integer_product_task(
         product: the largest magnitude of a product of two elements.
         bound: the largest that a sum can have, below INT32_SUMS.
     """
-    if bound < _EXACT:
+    if bound < EXACT:
         return product_task(left, packed, offsets, ending, threads=threads, panel=panel)
     # 512 products of activation and weight, 256 of two activations.
-    depth = min(DEPTH, _EXACT // (product * STEP))
+    depth = min(DEPTH, EXACT // (product * STEP))
     blocks, steps = packed.blocks, packed.steps
     segments, count, _ = geometry(left)
     total = pixel_blocks(left)

@@ -8,15 +8,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from functools import lru_cache
 from typing import Any
 
 import numpy as np
 
 from fp8np._packing import Filters, Pads, Singles, filters, grouped_filters, kind_of, singles, spread_filters, taps_of
-from fp8np.formats import FloatFormat, Specials
-from fp8np.graph import Constant, Node
+from fp8np.graph import Node
 from fp8np.integers import INT8
 from fp8np.kernels._ending import Ending, Left, View, per_column
 from fp8np.kernels._engine import COLUMNS
@@ -24,7 +21,7 @@ from fp8np.kernels._functions import ACTIVATIONS
 from fp8np.kernels._grid import Image
 from fp8np.kernels.depthwise import depthwise_task
 from fp8np.kernels.embedding import embedding_task
-from fp8np.kernels.integer import INT32_SUMS, integer_product_task
+from fp8np.kernels.integer import EXACT, INT32_SUMS, integer_product_task
 from fp8np.kernels.integer_widen import PARAMETERS, fixed_parameters, integers_task, parameters_parts, parameters_tasks
 from fp8np.kernels.pack import pack_integers_task, packed_bytes
 from fp8np.kernels.product import Placed
@@ -33,50 +30,23 @@ from fp8np.layers._op import OPS
 from fp8np.layers.embedding import checked_indices
 from fp8np.plan.builder import NO_PADS, Builder, Grid, word
 from fp8np.plan.integers import Integers
-from fp8np.plan.lowerings.products import NARROW, overlapping
+from fp8np.plan.lowerings.integer_operands import (
+    LARGEST,
+    Weight,
+    as_picture,
+    bound_of,
+    fits,
+    made_here,
+    pixels_of,
+    prepared,
+    rows_of,
+    unfolded_of,
+)
+from fp8np.plan.lowerings.products import NARROW
 from fp8np.plan.storage import At, Buffer, Stored, dense
 from fp8np.tensor import QTensor
 
 __all__ = ["LOWERINGS"]
-
-_CODE = INT8.activation_max
-"""The largest magnitude of a code without its zero point."""
-
-
-@lru_cache(maxsize=1)
-def _magnitudes() -> FloatFormat:
-    # With one exponent bit and a quantum of 1, the value of a magnitude is the magnitude: integers with a sign, which everything that
-    # packs and widens FP8 weights takes as it is.
-    return FloatFormat("sign and magnitude of int8", 1, 6, -5, Specials.NONE, "fp8np")
-
-
-def _as_codes(weight: Constant) -> QTensor:
-    assert isinstance(weight, np.ndarray)
-    magnitude = np.abs(weight.astype(np.int16)).astype(np.uint8)
-    return QTensor(magnitude | (weight < 0).astype(np.uint8) << 7, _magnitudes())
-
-
-@dataclass(frozen=True)
-class _Weight:
-    """A weight as kernels take it, and what the magnitude of a sum of a column cannot exceed."""
-
-    made: Filters | Singles
-    bound: int
-
-
-def _prepared(b: Builder, name: str, key: str, make: Callable[[QTensor], Filters | Singles]) -> _Weight:
-    def prepare(weight: Constant) -> _Weight:
-        rows = np.asarray(weight)
-        rows = rows.T if key == "columns" else rows
-        bound = np.abs(rows.reshape(len(rows), -1).astype(np.int64)).sum(axis=1).max() * _CODE
-        codes = _as_codes(rows)
-        return _Weight(make(codes), int(bound))
-
-    made: _Weight = b.weights.prepare("integer", name, key, prepare)
-    return made
-
-
-# -- activations ------------------------------------------------------------------------------------------------------
 
 
 def quantize_integer(b: Builder, node: Node, attrs: Mapping[str, Any]) -> bool:
@@ -109,98 +79,19 @@ def _native(b: Builder, node: Node) -> bool:
     return check is not None and check(b, node)
 
 
-def _fits(b: Builder, node: Node) -> bool:
-    # The weight, its scale and the bias are known beforehand, the activation's parameters too, and something is summed.
-    x, x_scale, x_zero, weight, scale, bias = node.inputs[:6]
-    known = all(b.constant(name) is not None for name in (weight, scale)) and (bias is None or b.constant(bias) is not None)
-    return known and _made_here(b, x, x_scale, x_zero) and 0 not in (*b.shape(weight), *b.shape(node.outputs[0]))
-
-
-def _made_here(b: Builder, codes: str | None, scale: str | None, zero: str | None) -> bool:
-    # By one quantize_integer node, whose outputs these are.
-    return any(node.outputs == (codes, scale, zero) for node in b.graph.nodes if node.op == "quantize_integer" and codes in node.outputs)
-
-
-def _sums_fit(b: Builder, name: str | None, key: str = "") -> bool:
-    # Whatever the codes are.
-    weight = np.asarray(b.constant(name))
-    rows = weight.T if key == "columns" else weight
-    k = rows[0].size
-    if k * _CODE * INT8.weight_max < INT32_SUMS:
-        return True
-    return int(np.abs(rows.reshape(len(rows), -1).astype(np.int64)).sum(axis=1).max()) * _CODE < INT32_SUMS
-
-
-def _grid(b: Builder, name: str, key: str, make: Callable[[Integers], Grid]) -> Grid:
-    # The integers of a value, laid out in one way for all who read it in that way.
-    integers = b.integers[name]
-    if key not in integers.grids:
-        integers.grids[key] = make(integers)
-    return integers.grids[key]
-
-
-def _filled(b: Builder, image: Image, source: View, integers: Integers) -> Grid:
-    grid = Grid(image, b.image_memory(image))
-    sizes = image.images, image.height, image.width, image.channels
-    b.emit(integers_task(source, grid.view, image.panel, sizes, integers.parameters))
-    return grid
-
-
-def _rows(b: Builder, name: str) -> Grid:
-    def make(integers: Integers) -> Grid:
-        stored, rows, stride = b.matrix(integers.source)
-        return _filled(b, Image(1, 1, rows, stored.shape[-1]), View(word(stored.at), 0, 0, stride), integers)
-
-    return _grid(b, name, "rows", make)
-
-
-def _as_picture(stored: Stored) -> Stored:
-    # (B, C, L) as pictures of one row.
-    if len(stored.shape) == 4:
-        return stored
-    images, channels, length = stored.shape
-    b, c, n = stored.strides
-    return Stored(stored.at, (images, channels, 1, length), (b, c, length * n, n), stored.dtype)
-
-
-def _picture(b: Builder, name: str, pads: Pads) -> Grid:
-    def make(integers: Integers) -> Grid:
-        stored = _as_picture(b.value(integers.source))
-        images, channels, height, width = stored.shape
-        if stored.strides[1] != 4 and channels > 1:
-            last = dense(stored.shape, channels_last=True)
-            b.copy(stored, last)
-            stored = last
-        image, _, row, pixel = stored.strides
-        return _filled(b, Image(images, height, width, channels, *pads), View(word(stored.at), image, row, pixel), integers)
-
-    return _grid(b, name, f"picture {pads}", make)
-
-
-def _unfolded(b: Builder, name: str, pads: Pads, kw: int, stride: int) -> Grid:
-    """A pixel holds all that a row of the filter reads: of few channels."""
-
-    def make(integers: Integers) -> Grid:
-        view, (images, channels, height, _), wide = overlapping(b, _as_picture(b.value(integers.source)), pads, kw, stride)
-        return _filled(b, Image(images, height, wide, kw * channels), view, integers)
-
-    return _grid(b, name, f"unfolded {pads} {kw} {stride}", make)
-
-
 # -- the ending -------------------------------------------------------------------------------------------------------
 
 
 def _ending(b: Builder, node: Node, attrs: Mapping[str, Any], blocks: int, *, picture: bool) -> Ending:
     """Of a fused product with a weight: scales, bias, residual, activation, and floats."""
     name = node.outputs[0]
-    scale, bias, residual = (b.constant(node.inputs[i]) for i in (4, 5)), node.inputs[5], node.inputs[6]
-    scales, biases = scale
-    n = b.shape(node.inputs[3])[0]
+    residual, n = node.inputs[6], b.shape(node.inputs[3])[0]
+    scales, bias = (b.constant(name) for name in node.inputs[4:6])
     added = None
     if residual is not None:
         added = _view(_last(b, residual)) if picture else _matrix_view(b, residual)
     if picture:
-        shape = _as_picture(dense(b.shape(name))).shape
+        shape = as_picture(dense(b.shape(name))).shape
         last = dense(shape, channels_last=True)
         out = _view(last)
         s = last.strides
@@ -210,7 +101,7 @@ def _ending(b: Builder, node: Node, attrs: Mapping[str, Any], blocks: int, *, pi
         out = _matrix_view(b, name)
     return Ending(
         per_column(blocks, np.broadcast_to(np.asarray(scales).reshape(-1), n)),
-        per_column(blocks, () if bias is None else np.asarray(biases)),
+        per_column(blocks, () if bias is None else np.asarray(bias)),
         out=out,
         residual=added,
         kind=ACTIVATIONS[attrs["activation"]],
@@ -227,7 +118,7 @@ def _view(stored: Stored) -> View:
 def _last(b: Builder, name: str) -> Stored:
     if len(b.shape(name)) == 4:
         return b.last(name)
-    stored = _as_picture(b.value(name))
+    stored = as_picture(b.value(name))
     last = dense(stored.shape, channels_last=True)
     b.copy(stored, last)
     return last
@@ -242,7 +133,7 @@ def _matrix_view(b: Builder, name: str) -> View:
 
 
 def _linear_fits(b: Builder, node: Node) -> bool:
-    return _fits(b, node) and _sums_fit(b, node.inputs[3])
+    return fits(b, node) and bound_of(b, node.inputs[3]) < INT32_SUMS
 
 
 def fused_integer_linear(b: Builder, node: Node, attrs: Mapping[str, Any]) -> bool:
@@ -250,24 +141,26 @@ def fused_integer_linear(b: Builder, node: Node, attrs: Mapping[str, Any]) -> bo
     if not _linear_fits(b, node):
         return False
     name = str(node.inputs[0])
-    grid = _rows(b, name)
-    weight = _prepared(b, str(node.inputs[3]), "rows", filters)
+    grid = rows_of(b, name)
+    weight = prepared(b, str(node.inputs[3]), "rows", filters)
     _times_weight(b, grid, b.integers[name], weight, _ending(b, node, attrs, len(weight.made.scale) // COLUMNS, picture=False))
     return True
 
 
-def _times_weight(b: Builder, grid: Grid, integers: Integers, weight: _Weight, ending: Ending) -> None:
+def _times_weight(b: Builder, grid: Grid, integers: Integers, weight: Weight, ending: Ending) -> None:
     made, image = weight.made, grid.image
     assert isinstance(made, Filters)
     left = Left(View(grid.view.address, 0, 0, image.pitch), 1, 1, image.width, image.width, integers.parameters)
     offsets = np.array([image.offset(s) for s in range(image.steps)], np.int64)
-    product = _CODE * INT8.weight_max
+    product = LARGEST * INT8.weight_max
     b.emit(integer_product_task(left, made.packed, offsets, ending, product=product, bound=weight.bound, threads=b.threads))
 
 
 def _conv_fits(b: Builder, node: Node) -> bool:
-    groups = OPS[node.op].filled(node.attrs)["groups"]
-    return _fits(b, node) and kind_of(groups, b.shape(node.inputs[3])) is not None and _sums_fit(b, node.inputs[3])
+    kind = kind_of(OPS[node.op].filled(node.attrs)["groups"], b.shape(node.inputs[3]))
+    # Sums of a depthwise convolution stay in float32.
+    most = EXACT if kind == "depthwise" else INT32_SUMS
+    return fits(b, node) and kind is not None and bound_of(b, node.inputs[3]) < most
 
 
 def fused_integer_conv(b: Builder, node: Node, attrs: Mapping[str, Any]) -> bool:
@@ -288,22 +181,22 @@ def fused_integer_conv(b: Builder, node: Node, attrs: Mapping[str, Any]) -> bool
         return lambda w: make(w.expand_dims(2) if lines else w)
 
     if narrow:
-        grid = _unfolded(b, name, pads, kernel[1], stride[1])
-        weight = _prepared(b, constant, "unfolded", lifted(lambda w: filters(w, unfolded=True)))
+        grid = unfolded_of(b, name, pads, kernel[1], stride[1])
+        weight = prepared(b, constant, "unfolded", lifted(lambda w: filters(w, unfolded=True)))
         pads, stride, kernel = NO_PADS, (stride[0], 1), (kernel[0], 1)
     else:
-        grid = _picture(b, name, pads)
+        grid = pixels_of(b, name, pads)
         make: dict[str, Callable[[QTensor], Any]] = {
             "dense": filters,
             "depthwise": singles,
             "grouped": grouped_filters,
             "spread": lambda w: spread_filters(w, groups),
         }
-        weight = _prepared(b, constant, str(kind), lifted(make[str(kind)]))
+        weight = prepared(b, constant, str(kind), lifted(make[str(kind)]))
     image = grid.image
     taps = taps_of(image, kernel, stride, dilation, pads)
     ending = _ending(b, node, attrs, len(weight.made.scale) // COLUMNS, picture=True)
-    images, _, height, width = _as_picture(b.stored[node.outputs[0]]).shape
+    images, _, height, width = as_picture(b.stored[node.outputs[0]]).shape
     view = View(word(grid.at.plus(taps.first)), image.image, taps.row, taps.pixel)
     left = Left(view, images, height, width, taps.raster, b.integers[name].parameters)
     if isinstance(weight.made, Singles):
@@ -313,7 +206,7 @@ def fused_integer_conv(b: Builder, node: Node, attrs: Mapping[str, Any]) -> bool
     steps = 1 if kind == "grouped" else image.steps
     offsets = np.array([t + image.offset(s) for t in taps.offsets for s in range(steps)], np.int64)
     panel = image.panel if kind == "grouped" else None
-    product = _CODE * INT8.weight_max
+    product = LARGEST * INT8.weight_max
     packed = weight.made.packed
     b.emit(integer_product_task(left, packed, offsets, ending, product=product, bound=weight.bound, threads=b.threads, panel=panel))
     return True
@@ -323,15 +216,15 @@ def _matmul_fits(b: Builder, node: Node) -> bool:
     left, right, c = node.inputs[0], node.inputs[3], node.inputs[6]
     attrs = OPS[node.op].filled(node.attrs)
     shapes = b.shape(left), b.shape(right)
-    if min(map(len, shapes)) < 2 or 0 in (*shapes[0], *shapes[1]) or not _made_here(b, *node.inputs[:3]):
+    if min(map(len, shapes)) < 2 or 0 in (*shapes[0], *shapes[1]) or not made_here(b, *node.inputs[:3]):
         return False
     if b.constant(right) is not None:
         bias = c is None or (b.constant(c) is not None and b.shape(c) == shapes[1][1:] and attrs["alpha"] == attrs["beta"] == 1)
         weight = len(shapes[1]) == 2 and b.constant(node.inputs[4]) is not None and node.inputs[5] is None
-        return bias and weight and _sums_fit(b, right, "columns")
+        return bias and weight and bound_of(b, right, "columns") < INT32_SUMS
     alone = c is None and attrs["alpha"] == 1
     leading = shapes[0][:-2] == shapes[1][:-2] or math.prod(shapes[1][:-2]) == 1
-    return alone and leading and _made_here(b, *node.inputs[3:6]) and shapes[0][-1] * _CODE * _CODE < INT32_SUMS
+    return alone and leading and made_here(b, *node.inputs[3:6]) and shapes[0][-1] * LARGEST * LARGEST < INT32_SUMS
 
 
 def integer_matmul(b: Builder, node: Node, attrs: Mapping[str, Any]) -> bool:
@@ -342,8 +235,8 @@ def integer_matmul(b: Builder, node: Node, attrs: Mapping[str, Any]) -> bool:
     if b.constant(right) is None:
         _times_computed(b, node, left, right)
         return True
-    grid = _rows(b, left)
-    weight = _prepared(b, right, "columns", filters)
+    grid = rows_of(b, left)
+    weight = prepared(b, right, "columns", filters)
     n, blocks = b.shape(right)[1], len(weight.made.scale) // COLUMNS
     scale = np.broadcast_to(np.asarray(b.constant(node.inputs[4])).reshape(-1), n)
     bias = () if node.inputs[6] is None else np.asarray(b.constant(node.inputs[6]))
@@ -381,8 +274,8 @@ def _times_computed(b: Builder, node: Node, left: str, right: str) -> None:
         )
         b.emit(pack_integers_task(word(sources[1].at.plus(i * k * n * 4)), (n * 4, 4), (k, n), word(packed), operands[1].parameters))
         ending = Ending(word(scale), per_column(blocks), out=View(word(out.at.plus(i * m * n * 4)), 0, 0, n * 4))
-        bound = k * _CODE * _CODE
-        b.emit(integer_product_task(rows, placed, offsets, ending, product=_CODE * _CODE, bound=bound, threads=b.threads))
+        bound = k * LARGEST * LARGEST
+        b.emit(integer_product_task(rows, placed, offsets, ending, product=LARGEST * LARGEST, bound=bound, threads=b.threads))
 
 
 def integer_embedding(b: Builder, node: Node, attrs: Mapping[str, Any]) -> bool:
