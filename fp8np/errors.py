@@ -24,6 +24,7 @@ __all__ = [
     "ScaleError",
     "ShapeError",
     "StudyError",
+    "TuningError",
     "UnsafeCheckpointError",
     "UnsupportedOperatorError",
 ]
@@ -99,6 +100,10 @@ class RecipeError(Fp8npError, ValueError):
 
 class StudyError(Fp8npError, ValueError):
     """The file of a study is malformed; the message names the line."""
+
+
+class TuningError(Fp8npError, ValueError):
+    """Tuning cannot go on: FP32 leaves nothing to lose a part of, or the log is damaged or of something else."""
 
 
 class MissingDependencyError(Fp8npError, ImportError):
