@@ -12,6 +12,7 @@ import sys
 from collections.abc import Iterator
 from typing import Any
 
+import _integers
 import numpy as np
 from _graphs import cnn, defined, exact, gamma, native, one_node, run_one, whole, whole_codes
 from _weights import normal
@@ -172,6 +173,22 @@ def networks() -> None:
     assert native(model)
 
 
+def whole_numbers(small: bool = False) -> None:
+    """INT8, its sums in float32, and in int32 across slabs; few rows and many; filters of every kind."""
+    for quantized in (_integers.DYNAMIC, _integers.STATIC):
+        for m, k, n in [(3, 33, 34)] if small else [(1, 300, 40), (3, 1100, 33), (9, 1100, 33), (40, 70, 65)]:
+            x = _integers.data(m, k, special=True)
+            _integers.equal(*_integers.product("integer_linear", x, _integers.weight(n, k, extreme=k > 1000), quantized=quantized))
+        if small:
+            _integers.equal(*_integers.of_two(_integers.data(2, 5), _integers.data(5, 3), quantized))
+            continue
+        _integers.equal(*_integers.of_two(_integers.data(2, 5, 300), _integers.data(2, 300, 37), quantized))
+        for channels, groups, shape in [(40, 1, (70, 40, 3, 3)), (40, 40, (40, 1, 5, 5)), (64, 8, (64, 8, 3, 3)), (3, 1, (5, 3, 7, 7))]:
+            x = _integers.data(2, channels, 9, 8)
+            attrs = {"padding": (3, 2), "stride": (2, 1), "groups": groups}
+            _integers.equal(*_integers.product("integer_conv2d", x, _integers.weight(*shape), quantized=quantized, ending="relu6", **attrs))
+
+
 def tiny_model() -> None:
     graph, given = one_node("linear", (fp8("e4m3fn", 3, 33), fp8("e4m3fn", 34, 33, axis=0), normal(34).astype(np.float32)), (1, 2))
     got, law = Model(graph).run(given), interpret(graph, given, dtype=np.float64)
@@ -182,6 +199,7 @@ def main() -> None:
     if not compiled():
         with threads(1):
             tiny_model()
+            whole_numbers(small=True)
             found = [*products(TINY), *convolutions(TINY_CONVOLUTIONS)]
         sys.stdout.write(json.dumps({"tier": describe().tier, "tiny": found}))
         return
@@ -190,6 +208,7 @@ def main() -> None:
     nodes()
     endings()
     networks()
+    whole_numbers()
     tiny_model()
     sys.stdout.write(json.dumps(results))
 
