@@ -7,14 +7,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from fp8np.data import Batch, Progress
-from fp8np.graph import Graph, named_leaves
+from fp8np.graph import Graph
 from fp8np.inspection.alternatives import Alternative, activation_alternatives, weight_alternatives
 from fp8np.inspection.changes import Change, changed
 from fp8np.inspection.measure import Measured
 from fp8np.inspection.operands import Operand
-from fp8np.inspection.pairs import Agreement
+from fp8np.inspection.outputs import Outputs
 from fp8np.metrics import decibels
-from fp8np.watch import Watch
 
 __all__ = ["Advice", "Option", "advised", "shares"]
 
@@ -87,7 +86,7 @@ def advised(
         if len(better) > 1:
             trials["all of them"] = list(better.values())
     figures: dict[str, float] = {}
-    outputs = _Outputs(seen.graph, against, batches) if against is not None and trials else None
+    outputs = Outputs(seen.graph, against, batches) if against is not None and trials else None
     for i, (name, changes) in enumerate(trials.items()):
         assert outputs is not None
         figures[name] = outputs.sqnr(changed(seen, changes))
@@ -150,29 +149,3 @@ def _texts(seen: Measured, name: str, change: Change, gains: Mapping[int, float]
 def _text(seen: Measured, name: str, operand: Operand, alternative: Alternative) -> str:
     now = seen.losses[name, operand.position].sqnr
     return f"{operand.role} in {alternative.text} ({now:.1f} → {alternative.sqnr:.1f} dB)"
-
-
-class _Outputs:
-    """The float outputs of the FP32 artifact on data, to compare models with."""
-
-    def __init__(self, graph: Graph, against: Graph, batches: Sequence[Batch]) -> None:
-        theirs = dict(named_leaves(against.outputs))
-        ours = dict(named_leaves(graph.outputs))
-        self._pairs = [(ours[path], name) for path, name in theirs.items() if path in ours and _float(graph, ours[path])]
-        watch = Watch(against, [name for _, name in self._pairs])
-        self._batches = [(batch, watch(batch.inputs)) for batch in batches]
-
-    def sqnr(self, graph: Graph) -> float:
-        """Of a graph's outputs, in dB: the noise of each is relative to its own energy, and the mean of these counts."""
-        watch = Watch(graph, [name for name, _ in self._pairs])
-        agreements = [Agreement() for _ in self._pairs]
-        for batch, exact in self._batches:
-            got = watch(batch.inputs)
-            for agreement, (ours, theirs) in zip(agreements, self._pairs, strict=True):
-                agreement.add(got[ours], exact[theirs])
-        noises = [10 ** (-agreement.sqnr / 10) for agreement in agreements]
-        return decibels(1.0, sum(noises) / len(noises)) if noises else math.nan
-
-
-def _float(graph: Graph, name: str) -> bool:
-    return graph.facts(name).dtype == "float32" and name not in graph.constants
