@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from fp8np.check import DTYPES
 from fp8np.data import Batches, Progress
 from fp8np.errors import InputError
-from fp8np.formats import FORMATS
 from fp8np.graph import Graph, Node, named_leaves
 from fp8np.inputs import signature
 from fp8np.inspection.measure import cut, pieces
@@ -152,7 +152,7 @@ def compare(
 
 
 def _readable(graph: Graph, node: Node) -> bool:
-    return graph.values[node.outputs[0]].dtype not in FORMATS
+    return graph.values[node.outputs[0]].dtype in DTYPES
 
 
 def _gap(name: str, op: str, agreement: Agreement, structure: tuple[str, ...] = ()) -> Gap:

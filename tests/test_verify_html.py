@@ -6,10 +6,10 @@ import json
 import re
 import xml.etree.ElementTree as ET
 from fractions import Fraction
-from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
+from _html import Elements, loads_nothing
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -29,32 +29,6 @@ ROWS = [
 REPORT = Report("mine:engine", {"versions": {"numpy": "2.4"}, "vectors": [{"sha256": "00ff"}], "evil": HOSTILE}, ROWS)
 
 
-class Elements(HTMLParser):
-    """Counts elements, checks that they nest, and collects attributes and text."""
-
-    def __init__(self, page: str) -> None:
-        super().__init__()
-        self.seen: list[tuple[str, dict[str, str | None]]] = []
-        self.open: list[str] = []
-        self.text = ""
-        self.feed(page)
-        self.close()
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.seen.append((tag, dict(attrs)))
-        if tag not in {"meta", "input"}:
-            self.open.append(tag)
-
-    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.seen.append((tag, dict(attrs)))
-
-    def handle_endtag(self, tag: str) -> None:
-        assert self.open.pop() == tag
-
-    def handle_data(self, data: str) -> None:
-        self.text += data
-
-
 def test_the_page_is_well_formed_and_escapes_everything() -> None:
     page = as_html(REPORT)
     parsed = Elements(page)
@@ -67,12 +41,8 @@ def test_the_page_is_well_formed_and_escapes_everything() -> None:
 
 
 def test_the_page_loads_nothing() -> None:
-    parsed = Elements(as_html(REPORT))
-    assert not {tag for tag, _ in parsed.seen} & {"link", "img", "iframe", "object", "a", "form", "base"}
-    assert not [attributes for _, attributes in parsed.seen if attributes.keys() & {"src", "href", "action"}]
-    assert any("default-src 'none'" in (attributes.get("content") or "") for _, attributes in parsed.seen)
+    loads_nothing(as_html(REPORT))
     assert "http:" not in as_html(REPORT)
-    assert "url(" not in as_html(REPORT)
 
 
 def test_each_check_has_a_row_that_can_be_sorted_and_a_picture_per_format() -> None:

@@ -30,11 +30,12 @@ main { max-width: 100%; }
 #layers .number { text-align: right; white-space: nowrap; }
 #layers > tbody > tr.float > td { color: var(--soft); }
 #layers > tbody > tr.detail > td { padding: .6rem; background: var(--panel); }
-#layers td.name { min-width: 9rem; overflow-wrap: anywhere; }
+#layers td.name { min-width: 11rem; overflow-wrap: anywhere; }
+#layers td.wide:not(.name) { white-space: nowrap; }
 td.low { color: var(--bad); font-weight: 600; }
 .pictures { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(28rem, 100%), 1fr)); gap: 1rem; }
 .pictures p, .pictures figcaption { margin: 0 0 .2rem; overflow-wrap: anywhere; }
-svg { display: block; width: 100%; }
+svg { display: block; width: 100%; height: auto; }
 svg .bar { fill: var(--accent); opacity: .6; }
 svg .values { stroke: var(--warn); stroke-width: 1; fill: none; }
 svg .lost { fill: var(--soft); opacity: .14; }
@@ -45,7 +46,7 @@ svg .output.float { fill: var(--page); stroke: var(--accent); }
 svg .own { fill: var(--warn); cursor: pointer; }
 .key span { margin-right: 1rem; white-space: nowrap; }
 .key svg { display: inline-block; width: 14px; height: 10px; }
-#told { min-height: 1.5em; }
+#told { min-height: 1.5em; margin: .3rem 0 0; }
 ul.names { columns: 18rem auto; overflow-wrap: anywhere; }
 .sizes { display: none; }
 @media (max-width: 760px) {
@@ -60,7 +61,7 @@ ul.names { columns: 18rem auto; overflow-wrap: anywhere; }
   #layers > tbody > tr.detail > td { display: block; }
   #layers > tbody > tr:not(.detail) > td { display: flex; gap: .5rem; justify-content: space-between; border: 0; padding: .1rem .7rem;
     overflow-wrap: anywhere; text-align: right; }
-  #layers > tbody > tr > td.wide { grid-column: 1 / -1; }
+  #layers > tbody > tr > td.wide { grid-column: 1 / -1; white-space: normal; }
   #layers > tbody > tr:not(.detail) > td:not(.name)::before { content: var(--label); color: var(--soft); font-weight: 400;
     white-space: nowrap; text-align: left; }
   #layers > tbody > tr:not(.detail) > td:empty { display: none; }

@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from fp8np.formats import FORMATS, FloatFormat, get_format
+from fp8np.check import DTYPES
+from fp8np.formats import FloatFormat, get_format
 from fp8np.graph import Graph, Node
 from fp8np.interpret import evaluated
 from fp8np.layers._op import OPS
@@ -85,7 +86,8 @@ def is_quantizer(graph: Graph, node: Node) -> bool:
     >>> [is_quantizer(graph, node) for node in graph.nodes]
     [True, False]
     """
-    return node.op.startswith("quantize") and graph.facts(node.outputs[0]).dtype in (*FORMATS, "uint8", "int8")
+    dtype = graph.facts(node.outputs[0]).dtype
+    return node.op.startswith("quantize") and (dtype not in DTYPES or dtype in ("uint8", "int8"))
 
 
 def quantizers(graph: Graph) -> dict[str, Node]:

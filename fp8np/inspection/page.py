@@ -219,7 +219,8 @@ def _row(index: int, node: NodeFacts, columns: list[_Column]) -> str:
 def _cell(index: int, node: NodeFacts, column: _Column) -> str:
     value = column.value(node)
     if column.key == "layer":
-        name = escape(node.name)
+        # Long names break at their dots.
+        name = escape(node.name).replace(".", ".<wbr>")
         return f'<td class="name wide" data-v="{index}"><button class="link" aria-expanded="false">{name}</button></td>'
     if column.key in ("op", "weights", "activations"):
         return f'<td class="wide">{escape(value or "")}</td>'
