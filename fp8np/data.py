@@ -191,6 +191,25 @@ def _called(origin: str, factory: Callable[[], Any]) -> Iterator[Any]:
         yield from items
 
 
+def limited(batches: Iterable[Batch], samples: int | None, what: str, progress: Progress | None = None) -> Iterator[Batch]:
+    """Batches until so many samples have been given, the last batch whole; None: all. Tells `progress` of each that has been used.
+
+    >>> data = load_batches(np.zeros((5, 3), np.float32), batch_size=2)
+    >>> [batch.samples for batch in limited(data, 3, "reading")]
+    [2, 2]
+    """
+    count: int | None = getattr(batches, "count", None)
+    done = 0
+    for i, batch in enumerate(batches, 1):
+        yield batch
+        done += batch.samples
+        if progress is not None:
+            total = count if count is None or samples is None else min(count, -(-samples // max(batch.samples, 1)))
+            progress(what, i, total)
+        if samples is not None and done >= samples:
+            return
+
+
 def read_arrays(path: Path, inputs: Sequence[Value]) -> dict[str, npt.NDArray[Any]]:
     """One batch from an npz or npy file, by input name; as it is in the file, for the model to check.
 

@@ -20,7 +20,7 @@ Padding = tuple[int, ...] | str
 """Zeros on both sides of each axis; or "valid" (none), or "same" (as many as keep the size; the odd one comes last)."""
 
 
-def _pads(padding: Padding, kernel: tuple[Any, ...], dilation: tuple[int, ...]) -> tuple[tuple[Any, Any], ...]:
+def pads_around(padding: Padding, kernel: tuple[Any, ...], dilation: tuple[int, ...]) -> tuple[tuple[Any, Any], ...]:
     """Zeros before and after each axis."""
     if padding == "same":
         totals = [d * (k - 1) for d, k in zip(dilation, kernel, strict=True)]
@@ -56,7 +56,7 @@ def _shape(
     kernel = weight.shape[2:]
     out = tuple(
         (n + before + after - d * (k - 1) - 1) // s + 1
-        for n, k, s, d, (before, after) in zip(x.shape[-axes:], kernel, stride, dilation, _pads(padding, kernel, dilation), strict=True)
+        for n, k, s, d, (before, after) in zip(x.shape[-axes:], kernel, stride, dilation, pads_around(padding, kernel, dilation), strict=True)
     )
     require(all(not isinstance(n, int) or n > 0 for n in out), name, "a padded x at least as large as the kernel", x=x, weight=weight)
     return Spec((*x.shape[: -axes - 1], weight.shape[0], *out))
@@ -86,7 +86,7 @@ def conv2d(
     o, _, kh, kw = weight.shape
     (sh, sw), (dh, dw) = stride, dilation
     images = x.reshape(-1, *x.shape[-3:])
-    pads = _pads(padding, (kh, kw), dilation)
+    pads = pads_around(padding, (kh, kw), dilation)
     if any(map(any, pads)):
         images = np.pad(images, ((0, 0), (0, 0), *pads))
     # windows: (B, C, Ho, Wo, kh, kw), a view; as a matrix, each is a column.

@@ -10,17 +10,21 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from types import MappingProxyType
+from typing import Any
 
 import numpy as np
 
+from fp8np.calibrate import Need
 from fp8np.errors import RecipeError
 from fp8np.graph import Graph, Node
+from fp8np.integers import INT8
 from fp8np.layers._op import OPS, Op
-from fp8np.ptq.recipe import Recipe
-from fp8np.scheme import PerTensor, Scheme
+from fp8np.ptq.integers import INTEGER_OPS
+from fp8np.ptq.recipe import Override, Recipe, format_named
+from fp8np.scheme import Granularity, PerBlock, PerChannel, PerTensor, PerToken, Scheme
 from fp8np.tensor import QTensor
 
-__all__ = ["Decision", "calibrated", "decide", "is_convolutional"]
+__all__ = ["Decision", "decide", "is_convolutional", "needs", "overridden"]
 
 _CONVOLUTIONS = frozenset({"conv1d", "conv2d", "conv_transpose1d", "conv_transpose2d"})
 _PRODUCTS = frozenset({"matmul", "addmm", "einsum"})
@@ -46,32 +50,36 @@ def decide(graph: Graph, recipe: Recipe) -> tuple[Decision, ...]:
     """A decision for each node whose op has quantizable inputs, in the order of the graph.
 
     Raises:
-        RecipeError: the recipe names ops that cannot be quantized, or nodes that the graph has not.
+        RecipeError: the recipe names ops that cannot be quantized, or nodes that the graph has not; or two of its overrides contradict
+            each other.
     """
     possible = sorted(name for name, row in OPS.items() if row.quantizable)
-    unknown = sorted(recipe.ops.difference(possible))
-    if unknown:
-        raise RecipeError(f"recipe {recipe.name!r}: {unknown[0]!r} is not an op that can be quantized; these can: {', '.join(possible)}")
+    for where, name in [(f"recipe {recipe.name!r}", op) for op in sorted(recipe.ops)] + [(o.place, o.op) for o in recipe.overrides if o.op]:
+        if name not in possible:
+            raise RecipeError(f"{where or 'override'}: {name!r} is not an op that can be quantized; these can: {', '.join(possible)}")
     nodes = [node for node in graph.nodes if OPS[node.op].quantizable]
-    for pattern in recipe.skip:
+    patterns = [(f"recipe {recipe.name!r}", p, " (to be skipped)") for p in recipe.skip]
+    patterns += [(o.place or f"recipe {recipe.name!r}", o.match, "") for o in recipe.overrides if o.match]
+    for where, pattern, purpose in patterns:
         if not any(_matches(node, pattern) for node in nodes):
-            raise RecipeError(f"recipe {recipe.name!r}: no quantizable node matches {pattern!r} (to be skipped)")
-    kept = dict(_first_and_last(graph, recipe))
-    return tuple(_decision(graph, node, recipe, kept.get(node.name, "")) for node in nodes)
+            raise RecipeError(f"{where}: no quantizable node matches {pattern!r}{purpose}; `fp8np inspect --graph` lists the names")
+    first_last = dict(_first_and_last(graph, recipe))
+    convolutional = is_convolutional(graph)
+    return tuple(_decision(graph, node, recipe, first_last.get(node.name, ""), convolutional) for node in nodes)
 
 
-def calibrated(graph: Graph, decisions: tuple[Decision, ...]) -> tuple[str, ...]:
+def needs(graph: Graph, decisions: tuple[Decision, ...]) -> tuple[Need, ...]:
     """The activations whose scale has to come from data, each once, in the order in which they are first read."""
     by_node = {decision.node: decision for decision in decisions}
-    names: dict[str, None] = {}
+    found: dict[Need, None] = {}
     for node in graph.nodes:
         if node.name not in by_node:
             continue
         for i, scheme in by_node[node.name].schemes.items():
             name = node.inputs[i]
             if name is not None and name not in graph.constants and not (scheme.dynamic or scheme.direct):
-                names[name] = None
-    return tuple(names)
+                found[name, scheme] = None
+    return tuple(found)
 
 
 def is_convolutional(graph: Graph) -> bool:
@@ -105,20 +113,116 @@ def _matches(node: Node, pattern: str) -> bool:
     return fnmatchcase(node.name, pattern) or fnmatchcase(node.origin, pattern)
 
 
-def _decision(graph: Graph, node: Node, recipe: Recipe, kept: str) -> Decision:
-    reason = _exemption(node, recipe) or kept
+@dataclass(frozen=True)
+class _Settings:
+    """What a recipe and its overrides say of one node."""
+
+    weights: Any
+    activations: Any
+    approach: str
+    weight_granularity: str
+    activation_granularity: str
+    power_of_two: bool
+    reason: str = ""
+
+
+def _settings(graph: Graph, node: Node, recipe: Recipe, first_last: str, convolutional: bool) -> _Settings:
+    said = overridden(node, recipe.overrides)
+    covered = "weights" in said or "activations" in said
+    kept = said.pop("keep", None)
+    if kept:
+        reason = "kept in float32 by an override"
+    elif covered or kept is False:
+        reason = ""
+    else:
+        reason = _exemption(node, recipe) or first_last
+    chosen = {name: getattr(recipe, name) for name in _Settings.__dataclass_fields__ if name != "reason"} | said
+    for role in ("weights", "activations"):
+        chosen[role] = format_named(chosen[role])
+    if chosen["approach"] == "auto":
+        chosen["approach"] = "static" if convolutional else "dynamic"
+    if chosen["activation_granularity"] == "token" and chosen["approach"] != "dynamic":
+        raise RecipeError(
+            f"recipe {recipe.name!r}: {node.place}: a token's scale is found at each run: activation_granularity = 'token' needs "
+            f"approach = 'dynamic', which is {chosen['approach']!r}"
+        )
+    if chosen["weights"] is None and not reason:
+        reason = f"recipe {recipe.name} quantizes nothing"
+    return _Settings(**chosen, reason=reason)
+
+
+def overridden(node: Node, overrides: tuple[Override, ...]) -> dict[str, Any]:
+    """What overrides say of a node: its name counts before its origin, which other nodes may share, then patterns, then ops.
+
+    Raises:
+        RecipeError: two that count alike contradict each other.
+    """
+    found: dict[str, tuple[int, Any, Override]] = {}
+    for override in overrides:
+        rank = _rank(node, override)
+        for name, value in override.settings.items() if rank else ():
+            before = found.get(name)
+            if before is not None and before[0] == rank and before[1] != value:
+                other = f"{before[2].subject}{before[2].place and f' ({before[2].place})'}"
+                raise RecipeError(
+                    f"{override.place or 'override'}: {override.subject} says {name} = {value!r} of {node.place}, but {other} says "
+                    f"{before[1]!r}; name the node in one of them, or drop one"
+                )
+            if before is None or rank > before[0]:
+                found[name] = rank, value, override
+    formats = [(place, override) for setting, (place, _, override) in found.items() if setting != "keep"]
+    if "keep" in found and found["keep"][1] and formats:
+        kept, _, keeper = found["keep"]
+        strongest = max(formats, key=lambda pair: pair[0])
+        if strongest[0] == kept:
+            raise RecipeError(
+                f"{strongest[1].place or 'override'}: {strongest[1].subject} quantizes {node.place}, but "
+                f"{keeper.subject}{keeper.place and f' ({keeper.place})'} keeps it in float32; drop one"
+            )
+        if strongest[0] > kept:
+            del found["keep"]
+    return {name: value for name, (_, value, _) in found.items()}
+
+
+def _rank(node: Node, override: Override) -> int:
+    if override.op:
+        return 1 if override.op == node.op else 0
+    if override.match == node.name:
+        return 4
+    if override.match == node.origin:
+        return 3
+    return 2 if _matches(node, override.match) else 0
+
+
+def _decision(graph: Graph, node: Node, recipe: Recipe, first_last: str, convolutional: bool) -> Decision:
+    settings = _settings(graph, node, recipe, first_last, convolutional)
+    reason = settings.reason or _uncovered_by_integers(node, settings)
     schemes: dict[int, Scheme] = {}
     if not reason:
         for i in _quantizable(graph, OPS[node.op], node):
             reason = _obstacle(graph, node, i)
             if reason:
                 break
-            scheme = _scheme(graph, node, i, recipe)
+            scheme = _scheme(graph, node, i, settings)
             if scheme is not None:
                 schemes[i] = scheme
         else:
             reason = "" if schemes else "none of its inputs is a weight"
     return Decision(node.name, MappingProxyType({} if reason else schemes), reason)
+
+
+def _uncovered_by_integers(node: Node, settings: _Settings) -> str:
+    if INT8 not in (settings.weights, settings.activations):
+        return ""
+    if node.op not in INTEGER_OPS:
+        return f"int8 does not cover {node.op}"
+    alone = "x" not in OPS[node.op].quantizable and "a" not in OPS[node.op].quantizable
+    if settings.weights is not INT8 or (settings.activations is not INT8 and not alone):
+        raise RecipeError(
+            f"{node.place}: integers meet integers only: expected weights and activations to be int8, got "
+            f"{settings.weights or 'fp32'} and {settings.activations or 'fp32'}"
+        )
+    return ""
 
 
 def _exemption(node: Node, recipe: Recipe) -> str:
@@ -156,14 +260,47 @@ def _obstacle(graph: Graph, node: Node, i: int) -> str:
     return ""
 
 
-def _scheme(graph: Graph, node: Node, i: int, recipe: Recipe) -> Scheme | None:
+def _scheme(graph: Graph, node: Node, i: int, settings: _Settings) -> Scheme | None:
     """How an input without obstacle becomes FP8; None for an activation where the recipe leaves those alone."""
-    direct = recipe.approach == "direct"
-    constant = node.inputs[i] in graph.constants
-    fmt = recipe.weights if constant else recipe.activations
+    direct = settings.approach == "direct"
+    name = str(node.inputs[i])
+    constant = name in graph.constants
+    fmt = settings.weights if constant else settings.activations
     if fmt is None:
         return None
-    if not constant or direct:
-        return Scheme(fmt, PerTensor(), dynamic=recipe.approach == "dynamic", direct=direct)
-    row = OPS[node.op]
-    return Scheme(fmt, row.quantizable[row.input_name(i)])
+    row = OPS[node.op].quantizable[OPS[node.op].input_name(i)]
+    if constant:
+        cut = PerTensor() if direct else _cut(row, settings.weight_granularity, graph.facts(name).shape)
+        return Scheme(fmt, cut, direct=direct, power_of_two=settings.power_of_two)
+    tokens = settings.activation_granularity == "token" and node.op in _TOKENS and len(graph.facts(name).shape) > 1
+    # Of a product of two computed matrices, the right one has no rows of its own: its columns are summed over.
+    cut = PerToken() if tokens and i == OPS[node.op].input_names.index(_TOKENS[node.op]) else PerTensor()
+    return Scheme(fmt, cut, dynamic=settings.approach == "dynamic", direct=direct, power_of_two=settings.power_of_two and not direct)
+
+
+_TOKENS = MappingProxyType({"linear": "x", "matmul": "a", "addmm": "a"})
+"""Ops that can have a scale for each row of an input."""
+
+
+def _cut(standard: Granularity, words: str, shape: tuple[Any, ...]) -> Granularity:
+    """How a weight is cut, whose channels are those of the standard scheme.
+
+    "group" counts along the axis that is summed over: the one after the channels (O, I, ...), (N, K), or before them (K, N).
+    """
+    if words == "tensor" or not isinstance(standard, PerChannel):
+        return PerTensor()
+    kind, _, lengths = words.partition(" ")
+    channel = standard.axis % len(shape)
+    inner = channel + 1 if channel == 0 else channel - 1
+    if kind == "channel" or len(shape) < 2 or (kind == "block" and len(shape) != 2):
+        return standard
+    if kind == "group":
+        group = int(lengths)
+        block = [0 if axis > 1 else 1 for axis in range(len(shape))]
+        # A group as long as the axis is a channel.
+        if shape[inner] <= group:
+            return standard
+        block[inner] = group
+        return PerBlock(tuple(block))
+    rows, columns = (int(n) for n in lengths.split("x"))
+    return PerBlock((rows, columns) if inner else (columns, rows))

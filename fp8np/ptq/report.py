@@ -7,6 +7,7 @@ import itertools
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -15,7 +16,6 @@ from fp8np._numbers import size_text
 from fp8np.data import Batches, Progress
 from fp8np.graph import Constant, Graph, Node, named_leaves
 from fp8np.integers import INT8
-from fp8np.interpret import interpret
 from fp8np.layers._op import OPS
 from fp8np.metrics import decibels, plain
 from fp8np.ptq.assign import Decision
@@ -23,9 +23,12 @@ from fp8np.ptq.integers import integer_weight
 from fp8np.scaling import dequantize
 from fp8np.scheme import Scheme
 from fp8np.tensor import QTensor
+from fp8np.watch import Watch
 
 if TYPE_CHECKING:
     from rich.table import Table
+
+NO_NOTES: Mapping[str, str] = MappingProxyType({})
 
 __all__ = ["LayerReport", "Report", "make_report"]
 
@@ -45,6 +48,7 @@ class LayerReport:
             is in it. None where nothing was run.
         bytes_before, bytes_after: of all its constants.
         reason: why it was not quantized; "" where it was.
+        note: why these formats; "" where the recipe names them.
     """
 
     name: str
@@ -59,6 +63,7 @@ class LayerReport:
     bytes_before: int
     bytes_after: int
     reason: str
+    note: str = ""
 
     @property
     def how(self) -> str:
@@ -77,6 +82,7 @@ class Report:
         output_sqnr: in dB, for each float output of the model by its key or position; empty where nothing was run.
         bytes_before, bytes_after: of all constants, each counted once.
         samples: on how many the outputs were compared.
+        note: why these formats, of the model as a whole; "" where the recipe names them.
     """
 
     recipe: str
@@ -85,6 +91,7 @@ class Report:
     bytes_before: int
     bytes_after: int
     samples: int
+    note: str = ""
 
     @property
     def quantized(self) -> int:
@@ -107,6 +114,7 @@ class Report:
             "bytes_before": self.bytes_before,
             "bytes_after": self.bytes_after,
             "samples": self.samples,
+            "note": self.note,
             "quantized": self.quantized,
         }
 
@@ -147,9 +155,9 @@ class Report:
 
     def _caption(self) -> str:
         if not self.output_sqnr:
-            return ""
+            return self.note
         figures = ", ".join(f"{name} {_shown(value)}" for name, value in self.output_sqnr.items())
-        return f"SQNR in dB, on {self.samples} samples. The model's outputs: {figures}"
+        return f"SQNR in dB, on {self.samples} samples. The model's outputs: {figures}" + (f"\n{self.note}" if self.note else "")
 
 
 def make_report(
@@ -159,6 +167,8 @@ def make_report(
     decisions: Sequence[Decision],
     data: Batches | None = None,
     *,
+    reference: Graph | None = None,
+    notes: Mapping[str, str] = NO_NOTES,
     batches: int = 4,
     progress: Progress | None = None,
 ) -> Report:
@@ -170,15 +180,18 @@ def make_report(
         recipe: its name.
         decisions: those carried out.
         data: both graphs are run on its first batches.
+        reference: the graph whose values are right, where `before` was changed to make up for rounding; None: `before`.
+        notes: why a node's formats were chosen, by its name; and under "" why the model's.
         batches: on how many.
         progress: told about each batch.
     """
     old = {node.name: node for node in before.nodes}
+    decisions = [decision for decision in decisions if _told(before, old[decision.node], decision)]
     new = {node.name: node for node in after.nodes}
     outputs = dict(named_leaves(before.outputs))
     watched = [old[decision.node].outputs[0] for decision in decisions] + [name for name in outputs.values() if name in before.values]
-    noise, samples = ({}, 0) if data is None else _compare(before, after, watched, data, batches, progress)
-    layers = tuple(_layer(before, after, old[d.node], new[d.node], d, noise) for d in decisions)
+    noise, samples = ({}, 0) if data is None else _compare(reference or before, after, watched, data, batches, progress)
+    layers = tuple(_layer(before, after, old[d.node], new[d.node], d, noise, notes.get(d.node, "")) for d in decisions)
     return Report(
         recipe,
         layers,
@@ -186,7 +199,17 @@ def make_report(
         sum(c.nbytes for c in before.constants.values()),
         sum(c.nbytes for c in after.constants.values()),
         samples,
+        notes.get("", ""),
     )
+
+
+def _told(graph: Graph, node: Node, decision: Decision) -> bool:
+    """Whether a node is worth a line: it is quantized, covered by the recipe, or has a weight that is not."""
+    if "does not cover" not in decision.reason:
+        return True
+    row = OPS[node.op]
+    weights = [graph.constants.get(str(name)) for i, name in enumerate(node.inputs) if row.input_name(i) in row.quantizable]
+    return any(weight is not None and weight.ndim > 1 for weight in weights)
 
 
 @dataclass
@@ -211,30 +234,22 @@ def _compare(
     before: Graph, after: Graph, names: Iterable[str], data: Batches, batches: int, progress: Progress | None
 ) -> tuple[dict[str, _Energies], int]:
     """The energies of each named float value, over the first batches; and how many samples those are."""
-    floats = {name for name in names if before.facts(name).dtype == "float32"}
+    floats = [name for name in dict.fromkeys(names) if name in before.values and before.values[name].dtype == "float32"]
+    exact, rounded = Watch(before, floats), Watch(after, floats)
     energies: dict[str, _Energies] = {}
     samples = 0
     total = None if data.count is None else min(data.count, batches)
     for i, batch in enumerate(itertools.islice(data, batches)):
-        exact: dict[str, Any] = {}
-
-        def keep(name: str, array: Any, exact: dict[str, Any] = exact) -> None:
-            if name in floats:
-                exact[name] = array
-
-        def compare(name: str, array: Any, exact: dict[str, Any] = exact) -> None:
-            if name in exact:
-                energies.setdefault(name, _Energies()).add(array, exact.pop(name))
-
-        interpret(before, batch.inputs, observe=keep)
-        interpret(after, batch.inputs, observe=compare)
+        right, got = exact(batch.inputs), rounded(batch.inputs)
+        for name in floats:
+            energies.setdefault(name, _Energies()).add(got[name], right[name])
         samples += batch.samples
         if progress is not None:
             progress("comparing", i + 1, total)
     return energies, samples
 
 
-def _layer(before: Graph, after: Graph, old: Node, new: Node, decision: Decision, noise: Mapping[str, _Energies]) -> LayerReport:
+def _layer(before: Graph, after: Graph, old: Node, new: Node, decision: Decision, noise: Mapping[str, _Energies], note: str) -> LayerReport:
     weights: list[Scheme] = []
     activations: list[Scheme] = []
     energies = _Energies()
@@ -264,6 +279,7 @@ def _layer(before: Graph, after: Graph, old: Node, new: Node, decision: Decision
         bytes_before=_bytes(before.constants, old),
         bytes_after=_bytes(after.constants, new),
         reason=decision.reason,
+        note=note,
     )
 
 

@@ -1,22 +1,32 @@
-"""The standard workflow: fold, calibrate, quantize, check, report."""
+"""The workflow: prepare, calibrate, quantize, correct, check, report."""
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
 
-from fp8np.calibrate import Range, calibrate
+from fp8np.calibrate import Need, Range, calibrate, warnings_of
 from fp8np.check import check
 from fp8np.data import Batches, Progress, load_batches
-from fp8np.errors import CalibrationError
+from fp8np.errors import CalibrationError, CalibrationWarning
 from fp8np.graph import Graph
-from fp8np.ptq.assign import Decision, calibrated, decide
+from fp8np.observers import parse_calibrator
+from fp8np.ptq.assign import Decision, decide, needs
+from fp8np.ptq.auto import choose_formats
+from fp8np.ptq.batch_norm import recalibrate_batch_norm
+from fp8np.ptq.bias import correct_bias
+from fp8np.ptq.equalize import equalize
 from fp8np.ptq.fold import fold_batch_norm
 from fp8np.ptq.insert import insert
 from fp8np.ptq.recipe import Recipe, get_recipe
 from fp8np.ptq.report import Report, make_report
+from fp8np.ptq.rounding import adapted_weights
+from fp8np.ptq.smooth import smooth
+
+NO_REASONS: Mapping[str, str] = MappingProxyType({})
 
 __all__ = ["Quantized", "Result", "quantize_graph", "quantize_model"]
 
@@ -31,20 +41,28 @@ class Quantized:
 
 @dataclass(frozen=True)
 class Result:
-    """A quantized graph, and the report on it."""
+    """A quantized graph, and the report on it.
+
+    Attributes:
+        graph: of the quantized model.
+        report: on each layer.
+        recipe: the one that was carried out: where formats were chosen automatically, it names each choice.
+    """
 
     graph: Graph
     report: Report
+    recipe: Recipe
 
 
-def quantize_graph(graph: Graph, recipe: Recipe | str, ranges: Mapping[str, Range]) -> Quantized:
-    """A graph, quantized by a recipe and the ranges of its activations; nothing else is changed.
+def quantize_graph(graph: Graph, recipe: Recipe | str, ranges: Mapping[Need, Range]) -> Quantized:
+    """A graph, quantized by a recipe's formats and the ranges of its activations; nothing else is changed.
 
     Raises:
         RecipeError: the recipe does not fit. CalibrationError: the range of an activation is missing.
     """
-    decisions = decide(graph, get_recipe(recipe))
-    return Quantized(check(insert(graph, decisions, ranges)), decisions)
+    recipe = get_recipe(recipe)
+    decisions = decide(graph, recipe)
+    return Quantized(check(insert(graph, decisions, ranges, weight_calibrator=recipe.weight_calibrator)), decisions)
 
 
 def quantize_model(
@@ -52,6 +70,7 @@ def quantize_model(
     recipe: Recipe | str,
     calibration: Any = None,
     *,
+    recalibration: Any = None,
     samples: int | None = None,
     report_batches: int = 4,
     progress: Progress | None = None,
@@ -64,39 +83,107 @@ def quantize_model(
         graph: a float32 graph.
         recipe: a row of RECIPES, its name, or a recipe of one's own.
         calibration: data that look like what the model will see: anything that `fp8np.data.load_batches` takes. Needed
-            where scales are static; otherwise only for the output figures of the report.
-        samples: calibrate on the first so many (rounded up to whole batches); None: on all.
-        report_batches: on how many batches the quantized model is compared with the float32 one.
+            where scales are static, and by every technique that measures; otherwise only for the output figures of the report.
+        recalibration: data for the re-calibration of BatchNorm; None: those for calibration. The paper found the transform of
+            training best (section 3.2).
+        samples: calibrate on the first so many (rounded up to whole batches); None: as the recipe says.
+        report_batches: on how many batches the quantized model is compared with the float32 one; 0: do not.
         progress: see `fp8np.data.Progress`.
 
     Raises:
         CalibrationError: data are needed and missing, or not fit for it. InputError: data do not fit the model's inputs.
         RecipeError: the recipe does not fit. GraphError: the graph breaks an invariant.
+
+    Warns:
+        CalibrationWarning: the range of an activation rests on one outlier.
     """
     recipe = get_recipe(recipe)
-    folded = check(fold_batch_norm(check(graph)))
-    names = calibrated(folded, decide(folded, recipe))
-    batches = None if calibration is None else _opened(calibration, folded)
-    ranges: dict[str, Range] = {}
-    if names:
-        if batches is None:
-            raise CalibrationError(
-                f"recipe {recipe.name!r} finds the scales of activations ({len(names)} here) on calibration data, and there are none: give "
-                "some (--calibration: npz, npy, a folder of them, or package.module:function), or choose --approach dynamic"
+    data = None if calibration is None else _opened(calibration, graph)
+    return _Workflow(check(graph), recipe, data, samples or recipe.samples, progress).result(recalibration, report_batches)
+
+
+@dataclass
+class _Workflow:
+    graph: Graph
+    recipe: Recipe
+    data: Batches | None
+    samples: int | None
+    progress: Progress | None
+
+    def result(self, recalibration: Any, report_batches: int) -> Result:
+        recipe, reasons = self.recipe, NO_REASONS
+        whole = self.graph
+        if recipe.equalize:
+            whole = check(equalize(whole))
+        if recipe.smooth is not None:
+            whole = check(smooth(whole, recipe, self.needed("SmoothQuant"), samples=self.samples, progress=self.progress))
+        prepared = reference = check(fold_batch_norm(whole))
+        if recipe.candidates:
+            choice = choose_formats(prepared, recipe, self.needed("choosing formats"), samples=self.samples, progress=self.progress)
+            recipe, reasons = choice.recipe, choice.reasons
+        decisions = decide(prepared, recipe)
+        ranges = self.ranges(prepared, decisions)
+        if recipe.batch_norm:
+            data = self.needed("BatchNorm re-calibration") if recalibration is None else _opened(recalibration, self.graph)
+            again = recalibrate_batch_norm(
+                whole, recipe, ranges, data, samples=recipe.batch_norm, paired=recipe.batch_norm_paired, progress=self.progress
             )
-        ranges = calibrate(folded, batches, names, samples=samples, progress=progress)
-    quantized = quantize_graph(folded, recipe, ranges)
-    result = quantized.graph.replace(meta=MappingProxyType({**graph.meta, **_meta(recipe, ranges)}))
-    compared = batches if recipe.weights is not None else None
-    report = make_report(folded, result, recipe.name, quantized.decisions, compared, batches=report_batches, progress=progress)
-    return Result(result, report)
+            prepared = check(fold_batch_norm(again))
+        weights = {}
+        if recipe.rounding == "adaptive":
+            data = self.needed("adaptive rounding")
+            how = recipe.weight_calibrator
+            weights = adapted_weights(
+                prepared, decisions, ranges, data, weight_calibrator=how, samples=self.samples, progress=self.progress
+            )
+        result = check(insert(prepared, decisions, ranges, weight_calibrator=recipe.weight_calibrator, weights=weights))
+        if recipe.correct_bias:
+            result = check(
+                correct_bias(reference, result, decisions, self.needed("bias correction"), samples=self.samples, progress=self.progress)
+            )
+        result = result.replace(meta=MappingProxyType({**self.graph.meta, **_meta(recipe, ranges)}))
+        compared = self.data if recipe.weights is not None and report_batches else None
+        report = make_report(
+            prepared,
+            result,
+            recipe.name,
+            decisions,
+            compared,
+            reference=reference,
+            notes=reasons,
+            batches=report_batches,
+            progress=self.progress,
+        )
+        return Result(result, report, recipe)
+
+    def needed(self, purpose: str) -> Batches:
+        if self.data is None:
+            raise CalibrationError(
+                f"recipe {self.recipe.name!r}: {purpose} needs calibration data, and there are none: give some (--calibration)"
+            )
+        return self.data
+
+    def ranges(self, graph: Graph, decisions: tuple[Decision, ...]) -> dict[Need, Range]:
+        wanted = needs(graph, decisions)
+        if not wanted:
+            return {}
+        if self.data is None:
+            raise CalibrationError(
+                f"recipe {self.recipe.name!r} finds the scales of activations ({len(wanted)} here) on calibration data, and there are "
+                "none: give some (--calibration: npz, npy, a folder of them, or package.module:function), or choose --approach dynamic"
+            )
+        calibrator = parse_calibrator(self.recipe.calibrator)
+        found = calibrate(graph, self.data, wanted, calibrator=calibrator, samples=self.samples, progress=self.progress)
+        for text in warnings_of(graph, found):
+            warnings.warn(text, CalibrationWarning, stacklevel=4)
+        return found
 
 
 def _opened(calibration: Any, graph: Graph) -> Batches:
     return calibration if isinstance(calibration, Batches) else load_batches(calibration, inputs=graph.inputs)
 
 
-def _meta(recipe: Recipe, ranges: Mapping[str, Range]) -> dict[str, str]:
+def _meta(recipe: Recipe, ranges: Mapping[Need, Range]) -> dict[str, str]:
     meta = {"recipe": recipe.name}
     if recipe.weights is not None:
         meta |= {"weights": recipe.weights.name, "activations": str(recipe.activations or "float32"), "approach": recipe.approach}

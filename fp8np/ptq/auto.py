@@ -1,0 +1,219 @@
+"""Automatic choice of formats, which the paper leaves open: for each tensor the format that costs its layers least, measured.
+
+Of each product with a weight a few thousand rows of its operands are looked at. Rounding one operand and not the other costs
+
+    weights       |x (w - ŵ)^T|²        activations      |(x - x̂) w^T|²
+
+relative to |x w^T|²; the two are independent enough to be chosen apart (section 3.2 of the paper mixes them in the same way). An
+activation that several layers read is rounded once, so their costs are added up. In the end the whole model with the formats chosen is
+compared with the models in one format each, and the best of all is taken: errors of layers do not add up as if they knew of each other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from fp8np.calibrate import Need, Range, calibrate
+from fp8np.data import Batches, Progress, limited
+from fp8np.graph import Graph, leaves
+from fp8np.metrics import decibels
+from fp8np.observers import parse_calibrator
+from fp8np.ptq._matrix import Layer, layer_of
+from fp8np.ptq.assign import Decision, decide, needs
+from fp8np.ptq.codes import quantized_weight
+from fp8np.ptq.insert import insert, rounded_activation
+from fp8np.ptq.recipe import Format, Override, Recipe, paper_name
+from fp8np.scaling import dequantize
+from fp8np.watch import Watch
+
+__all__ = ["Choice", "choose_formats"]
+
+Floats = npt.NDArray[np.float32]
+
+_ROWS = 2048
+"""Of a layer's inputs, in all."""
+
+_BATCHES = 4
+"""Of the data: layers are measured on their first, whole models compared on them."""
+
+_TENSOR_ENOUGH = 0.1
+"""Decibels by which a scale for each channel must be better than one scale to be worth having."""
+
+_TOKENS_WORTH = 1.0
+"""Decibels by which scales for each token, found at each run, must be better than one scale."""
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What was chosen.
+
+    Attributes:
+        recipe: with an override for each node, and without candidates.
+        reasons: for each node, the decibels of each candidate.
+    """
+
+    recipe: Recipe
+    reasons: Mapping[str, str]
+
+
+@dataclass
+class _Costs:
+    """Squared errors of one layer's output, by candidate, and its energy."""
+
+    layer: Layer
+    signal: float = 0.0
+    weights: dict[Format, float] = field(default_factory=dict)
+    tensor: dict[Format, float] = field(default_factory=dict)
+    activations: dict[Format, float] = field(default_factory=dict)
+    tokens: dict[Format, float] = field(default_factory=dict)
+
+
+def choose_formats(graph: Graph, recipe: Recipe, data: Batches, *, samples: int | None = None, progress: Progress | None = None) -> Choice:
+    """A recipe with a format for each tensor.
+
+    Args:
+        graph: the float32 graph.
+        recipe: ``recipe.candidates`` are the formats to choose from; all else is kept.
+        data: batches.
+        samples: for calibration.
+        progress: told about each batch.
+
+    Raises:
+        CalibrationError: there are no data. RecipeError: the recipe does not fit.
+    """
+    plain = recipe.replace(candidates=())
+    uniform = [plain.replace(weights=w, activations=a) for w, a in _pairs(recipe)]
+    decisions = {(r.weights, r.activations): decide(graph, r) for r in uniform}
+    wanted = tuple(dict.fromkeys(need for made in decisions.values() for need in needs(graph, made)))
+    ranges: dict[Need, Range] = {}
+    if wanted:
+        calibrator = parse_calibrator(recipe.calibrator)
+        ranges = calibrate(graph, data, wanted, calibrator=calibrator, samples=samples, progress=progress)
+    measured = _measured(graph, recipe, decisions, ranges, data, progress)
+    chosen = plain.replace(overrides=(*plain.overrides, *_overrides(recipe, measured)))
+    models = {"chosen for each tensor": chosen, **{_name(r): r for r in uniform}}
+    noise = {name: _noise(graph, r, ranges, data, progress) for name, r in models.items()}
+    best = max(noise, key=lambda name: noise[name])
+    reasons = {name: _reason(costs) for name, costs in measured.items()}
+    told = ", ".join(f"{name} {db:.1f}" for name, db in noise.items())
+    reasons[""] = f"{best}: SQNR of the outputs in dB: {told}"
+    return Choice(models[best].replace(name=recipe.name), reasons)
+
+
+def _pairs(recipe: Recipe) -> list[tuple[Format, Format | None]]:
+    """Formats of whole models: each alone; and each for activations, with those of more mantissa bits for weights."""
+    both = recipe.activations is not None
+    pairs: list[tuple[Format, Format | None]] = [(f, f if both else None) for f in recipe.candidates]
+    if both:
+        pairs += [(w, a) for w in recipe.candidates for a in recipe.candidates if w != a and _mantissa(w) > _mantissa(a)]
+    return pairs
+
+
+def _mantissa(fmt: Format) -> int:
+    return int(getattr(fmt, "mantissa_bits", 7))
+
+
+def _name(recipe: Recipe) -> str:
+    names = dict.fromkeys((paper_name(recipe.weights), paper_name(recipe.activations)))
+    return " x ".join(names)
+
+
+def _measured(
+    graph: Graph,
+    recipe: Recipe,
+    decisions: Mapping[tuple[Format | None, Format | None], tuple[Decision, ...]],
+    ranges: Mapping[Need, Range],
+    data: Batches,
+    progress: Progress | None,
+) -> dict[str, _Costs]:
+    by_format = {w: {d.node: d.schemes for d in made} for (w, a), made in decisions.items() if a in (w, None)}
+    first = next(iter(by_format.values()))
+    layers = [layer for node in graph.nodes if (layer := layer_of(graph, node)) is not None and first.get(node.name)]
+    if not layers:
+        return {}
+    watch = Watch(graph, dict.fromkeys(layer.x for layer in layers))
+    gathered: dict[str, list[Floats]] = {layer.node.name: [] for layer in layers}
+    for i, batch in enumerate(limited(data, None, "measuring layers", progress)):
+        if i == _BATCHES:
+            break
+        found = watch(batch.inputs)
+        for layer in layers:
+            gathered[layer.node.name].append(layer.rows(found[layer.x], graph.constants[layer.weight].shape, _ROWS // _BATCHES))
+    rows = {name: np.concatenate(parts, axis=1) for name, parts in gathered.items()}
+    return {layer.node.name: _costs(graph, recipe, layer, rows[layer.node.name], by_format, ranges) for layer in layers}
+
+
+def _costs(
+    graph: Graph,
+    recipe: Recipe,
+    layer: Layer,
+    x: Floats,
+    by_format: Mapping[Any, Mapping[str, Any]],
+    ranges: Mapping[Need, Range],
+) -> _Costs:
+    constant = np.asarray(graph.constants[layer.weight])
+    w = layer.matrix(constant).transpose(0, 2, 1)
+    costs = _Costs(layer, _energy(x @ w))
+    for fmt, nodes in by_format.items():
+        schemes = nodes.get(layer.node.name, {})
+        scheme = schemes.get(layer.weight_position)
+        if scheme is not None:
+            rounded = dequantize(quantized_weight(constant, scheme, recipe.weight_calibrator))
+            costs.weights[fmt] = _energy(x @ (layer.matrix(rounded).transpose(0, 2, 1) - w))
+        read = schemes.get(layer.x_position)
+        if read is not None:
+            costs.activations[fmt] = _energy((x - rounded_activation(x, layer.x, read, ranges)) @ w)
+    return costs
+
+
+def _energy(array: Any) -> float:
+    flat = np.asarray(array, np.float64)
+    return float(np.vdot(flat, flat))
+
+
+def _overrides(recipe: Recipe, measured: Mapping[str, _Costs]) -> list[Override]:
+    together: dict[str, dict[Format, float]] = {}
+    for costs in measured.values():
+        shared = together.setdefault(costs.layer.x, {})
+        for fmt, cost in costs.activations.items():
+            shared[fmt] = shared.get(fmt, 0.0) + cost / max(costs.signal, 1e-300)
+    overrides = []
+    for name, costs in measured.items():
+        weights = min(costs.weights, key=costs.weights.__getitem__) if costs.weights else None
+        shared = together[costs.layer.x]
+        activations = min(shared, key=shared.__getitem__) if shared else None
+        said = {"weights": weights, "activations": activations}
+        texts = {role: paper_name(fmt) for role, fmt in said.items() if fmt is not None}
+        if texts:
+            overrides.append(Override(match=name, weights=texts.get("weights"), activations=texts.get("activations")))
+    return overrides
+
+
+def _reason(costs: _Costs) -> str:
+    parts = []
+    for role, found in (("weights", costs.weights), ("activations", costs.activations)):
+        if found:
+            shown = ", ".join(f"{paper_name(fmt)} {decibels(costs.signal, cost):.1f}" for fmt, cost in found.items())
+            parts.append(f"{role} {shown} dB")
+    return "; ".join(parts)
+
+
+def _noise(graph: Graph, recipe: Recipe, ranges: Mapping[Need, Range], data: Batches, progress: Progress | None) -> float:
+    """SQNR of the model's float outputs, all together, each counted by its own energy."""
+    quantized = insert(graph, decide(graph, recipe), ranges, weight_calibrator=recipe.weight_calibrator)
+    names = [name for name in dict.fromkeys(leaves(graph.outputs)) if name in graph.values and graph.values[name].dtype == "float32"]
+    exact, rounded = Watch(graph, names), Watch(quantized, names)
+    signal, noise = dict.fromkeys(names, 0.0), dict.fromkeys(names, 0.0)
+    for i, batch in enumerate(limited(data, None, "comparing models", progress)):
+        if i == _BATCHES:
+            break
+        right, got = exact(batch.inputs), rounded(batch.inputs)
+        for name in names:
+            signal[name] += _energy(right[name])
+            noise[name] += _energy(got[name].astype(np.float64) - right[name])
+    return float(np.mean([decibels(signal[name], noise[name]) for name in names])) if names else 0.0

@@ -1,0 +1,175 @@
+"""Rounding weights so that layers err least, after AdaRound (arXiv 2004.10568) and GPTQ (arXiv 2210.17323).
+
+To the nearest, each weight errs least; a layer errs least where the errors of its weights cancel out on the inputs that it gets. With
+x the inputs of the float32 model and x' those of the quantized one, (K, rows), the codes shall minimise
+
+    |w x - w' x'|²  =  |(w* - w') x'|² + constant,      w* = w (x x'^T + λ I) (x' x'^T + λ I)^-1
+
+so w* also makes up for what rounding the activations costs. Weights are rounded one input after the other; what each loses is carried
+over to those that follow, by the inverse of H = x' x'^T: its Cholesky factor holds all steps at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from fp8np.calibrate import Need, Range
+from fp8np.codec import decode, encode
+from fp8np.data import Batches, Progress, limited
+from fp8np.formats import FloatFormat
+from fp8np.graph import Graph
+from fp8np.ptq._matrix import Layer, layer_of
+from fp8np.ptq.assign import Decision
+from fp8np.ptq.codes import quantized_weight
+from fp8np.ptq.insert import insert, rounded_activation
+from fp8np.scheme import Scheme
+from fp8np.tensor import QTensor
+from fp8np.watch import Watch
+
+__all__ = ["adapted_weights", "rounded_to_fit"]
+
+_ROWS = 8192
+"""Of a layer's inputs, in all."""
+
+_STAGES = 8
+"""How often the quantized model runs anew, with the weights found so far, to give the next layers their inputs."""
+
+_DAMPING = 0.01
+"""λ as a share of the mean of H's diagonal: inputs that are rare in the data must not be trusted to cancel anything."""
+
+
+def adapted_weights(
+    graph: Graph,
+    decisions: Sequence[Decision],
+    ranges: Mapping[Need, Range],
+    data: Batches,
+    *,
+    weight_calibrator: str = "max",
+    samples: int | None = None,
+    progress: Progress | None = None,
+) -> dict[tuple[str, Scheme], QTensor]:
+    """Weights of the convolutions, linear layers and products, rounded to fit the data; others are left to the nearest.
+
+    Args:
+        graph: the float32 graph.
+        decisions: what becomes of its nodes.
+        ranges: of its activations.
+        data: batches.
+        weight_calibrator: how the scales of weights are found.
+        samples: so many are used; None: all.
+        progress: told about each batch.
+
+    Returns:
+        For `fp8np.ptq.insert.insert`.
+    """
+    schemes = {decision.node: decision.schemes for decision in decisions}
+    readers = graph.consumers()
+    layers = [layer for node in graph.nodes if (layer := layer_of(graph, node)) is not None and _suits(layer, schemes, readers)]
+    found: dict[tuple[str, Scheme], QTensor] = {}
+    for stage in range(_STAGES):
+        part = layers[stage * len(layers) // _STAGES : (stage + 1) * len(layers) // _STAGES]
+        if not part:
+            continue
+        quantized = insert(graph, decisions, ranges, weight_calibrator=weight_calibrator, weights=found)
+        names = dict.fromkeys(layer.x for layer in part)
+        exact, rounded = Watch(graph, names), Watch(quantized, names)
+        sums = {layer.node.name: _Sums() for layer in part}
+        for batch in limited(data, samples, f"fitting weights, {stage + 1} of {_STAGES}", progress):
+            right, got = exact(batch.inputs), rounded(batch.inputs)
+            total = max(batch.samples, samples or _total(data, batch.samples))
+            limit = max(64, _ROWS * batch.samples // total)
+            for layer in part:
+                scheme = schemes[layer.node.name].get(layer.x_position)
+                x = got[layer.x] if scheme is None else rounded_activation(got[layer.x], layer.x, scheme, ranges)
+                shape = graph.constants[layer.weight].shape
+                sums[layer.node.name].add(layer.rows(right[layer.x], shape, limit), layer.rows(x, shape, limit))
+        for layer in part:
+            scheme = schemes[layer.node.name][layer.weight_position]
+            own = sums[layer.node.name]
+            found[layer.weight, scheme] = rounded_to_fit(layer, graph.constants[layer.weight], scheme, own.both, own.own, weight_calibrator)
+    return found
+
+
+def _suits(layer: Layer, schemes: Mapping[str, Mapping[int, Scheme]], readers: Mapping[str, Sequence[Any]]) -> bool:
+    # A weight that others read too cannot fit the data of one.
+    scheme = schemes.get(layer.node.name, {}).get(layer.weight_position)
+    return scheme is not None and isinstance(scheme.format, FloatFormat) and len(readers[layer.weight]) == 1
+
+
+def _total(data: Batches, each: int) -> int:
+    return each * (data.count or 16)
+
+
+class _Sums:
+    """Of products of inputs, (G, K, K): x x'^T and x' x'^T."""
+
+    def __init__(self) -> None:
+        self.both: Any = 0.0
+        self.own: Any = 0.0
+
+    def add(self, x: Any, rounded: Any) -> None:
+        transposed = rounded.transpose(0, 2, 1)
+        self.both = self.both + x.transpose(0, 2, 1) @ rounded
+        self.own = self.own + transposed @ rounded
+
+
+def rounded_to_fit(layer: Layer, weight: Any, scheme: Scheme, both: Any, own: Any, weight_calibrator: str = "max") -> QTensor:
+    """A weight as codes that minimise the error of its layer.
+
+    Args:
+        layer: that it belongs to.
+        weight: float32.
+        scheme: how it is quantized; its scales are those of rounding to the nearest.
+        both: x x'^T of the layer's inputs, (G, K, K): exact by rounded.
+        own: x' x'^T.
+        weight_calibrator: how scales are found.
+
+    Returns:
+        Codes with an error on x' that is at most that of rounding to the nearest.
+    """
+    nearest = quantized_weight(weight, scheme, weight_calibrator)
+    fmt, scales = nearest.format, layer.scales(nearest).astype(np.float64)
+    k = own.shape[-1]
+    damping = np.maximum(_DAMPING * np.trace(own, axis1=1, axis2=2) / k, 1e-12)[:, None, None] * np.eye(k)
+    h = own.astype(np.float64) + damping
+    w = layer.matrix(np.asarray(weight, np.float64))
+    target = np.linalg.solve(h, (both.astype(np.float64) + damping).transpose(0, 2, 1) @ w.transpose(0, 2, 1)).transpose(0, 2, 1)
+    codes = _carried(target, scales, h, fmt)
+    plain = layer.matrix(nearest.codes)
+    # The nearest may be better for some channels: it is compared with, and the better one kept for each.
+    worse = _cost(codes, target, scales, h, fmt) > _cost(plain, target, scales, h, fmt)
+    chosen = np.where(worse[..., None], plain, codes)
+    return QTensor(np.ascontiguousarray(layer.weight_like(chosen, nearest.shape)), fmt, nearest.scale, block=nearest.block)
+
+
+def _carried(target: npt.NDArray[Any], scales: npt.NDArray[Any], h: npt.NDArray[Any], fmt: FloatFormat) -> npt.NDArray[np.uint8]:
+    """Codes (G, O, K): each input's weights are rounded, and their errors carried over to the inputs after it."""
+    # With H^-1 = U^T U, U upper triangular, row j of U tells what an error at j is made up with, all before j being fixed.
+    upper = np.linalg.cholesky(np.linalg.inv(h)).transpose(0, 2, 1)
+    rest = target.copy()
+    codes = np.empty(target.shape, np.uint8)
+    for start in range(0, target.shape[2], _BLOCK):
+        end = min(start + _BLOCK, target.shape[2])
+        errors = np.empty((*target.shape[:2], end - start))
+        for j in range(start, end):
+            codes[..., j] = encode(rest[..., j] / scales[..., j], fmt)
+            value = np.asarray(decode(codes[..., j], fmt, dtype=np.float64)) * scales[..., j]
+            error = (rest[..., j] - value) / upper[:, j, j, None]
+            rest[..., j + 1 : end] -= error[..., None] * upper[:, None, j, j + 1 : end]
+            errors[..., j - start] = error
+        rest[..., end:] -= errors @ upper[:, start:end, end:]
+    return codes
+
+
+_BLOCK = 64
+"""Inputs whose errors reach the others all at once, in one matrix product."""
+
+
+def _cost(codes: Any, target: Any, scales: Any, h: Any, fmt: FloatFormat) -> Any:
+    """|(w* - w') x'|² of each output channel: (G, O)."""
+    error = np.asarray(decode(codes, fmt, dtype=np.float64)) * scales - target
+    return ((error @ h) * error).sum(axis=-1)
