@@ -14,6 +14,7 @@ import fp8np
 from fp8np._terminal import Sizes, Target, compiling, console, progress, writing
 from fp8np.cli_bench import bench
 from fp8np.cli_explain import explain
+from fp8np.cli_recipe import SET, recipe
 from fp8np.cli_report import diff, report
 from fp8np.cli_study import study
 from fp8np.cli_verify import verify
@@ -59,8 +60,8 @@ class _Convert(click.Command):
     SECTIONS: Mapping[str, tuple[str, ...]] = {
         "Reading a PyTorch module": ("module", "key", "example_inputs", "dynamic_axes"),
         "Reading a BERT folder": ("pooling",),
-        "Quantization": ("recipe", "approach", "ops", "skip", "keep_first_last"),
-        "Calibration": ("calibration", "samples"),
+        "Quantization": ("recipe", "settings", "approach", "ops", "skip", "keep_first_last"),
+        "Calibration": ("calibration", "recalibration", "samples"),
     }
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
@@ -87,6 +88,7 @@ def main(ctx: click.Context) -> None:
     fp8np explain  0.3
     fp8np verify
     fp8np study    studies/paper.toml -o DIR
+    fp8np recipe show mixed
     fp8np bench
     fp8np warmup
 
@@ -100,6 +102,7 @@ main.add_command(report)
 main.add_command(diff)
 main.add_command(explain)
 main.add_command(verify)
+main.add_command(recipe)
 main.add_command(study)
 main.add_command(bench)
 main.add_command(warmup)
@@ -120,7 +123,14 @@ main.add_command(warmup)
     help="An axis whose size may vary, e.g. ids:1=T; may be repeated. By default the first axis of each input.",
 )
 @click.option("--pooling", type=click.Choice(["mean"]), help="Add sentence embeddings, the mean of the last hidden states, to the outputs.")
-@click.option("--recipe", default="e4m3", show_default=True, metavar="NAME", help="fp32, e4m3, e3m4 or e5m2.")
+@click.option(
+    "--recipe",
+    default="e4m3",
+    show_default=True,
+    metavar="NAME|FILE",
+    help="fp32, e4m3, e3m4, mixed, e5m2, int8, w8, auto, each with -static or -dynamic after it; or a recipe file (.toml, .json).",
+)
+@SET
 @click.option(
     "--approach",
     type=click.Choice(["static", "dynamic", "direct"]),
@@ -131,17 +141,16 @@ main.add_command(warmup)
 @click.option(
     "--keep-first-last",
     type=click.Choice(["auto", "yes", "no"]),
-    default="auto",
-    show_default=True,
-    help="Keep the first convolution and the last linear in FP32; auto: in convolutional networks.",
+    help="Keep the first convolution and the last linear in FP32; auto: in convolutional networks. By default the recipe's.",
 )
 @click.option(
     "--calibration",
     metavar="DATA",
     help="Inputs like those the model will see: .npz, .npy, a folder of them, or pkg.mod:factory giving batches. "
-    "Needed where activation scales are static: by e4m3 and e3m4.",
+    "Needed where activation scales are static, and by all that measures: SmoothQuant, bias correction, auto, ...",
 )
-@click.option("--samples", type=click.IntRange(min=1), default=300, show_default=True, help="How many calibration samples to use.")
+@click.option("--recalibration", metavar="DATA", help="Inputs for the re-calibration of BatchNorm; by default those for calibration.")
+@click.option("--samples", type=click.IntRange(min=1), help="How many calibration samples to use; by default the recipe's: 300.")
 def convert(source: str, output: Path, report_file: Path | None, **options: Any) -> None:
     """Convert a trained model to FP8.
 
@@ -157,10 +166,10 @@ def convert(source: str, output: Path, report_file: Path | None, **options: Any)
     """
     from fp8np._files import replacing
     from fp8np.artifact import save
-    from fp8np.ptq.recipe import get_recipe
+    from fp8np.ptq.recipe_file import find_recipe, with_settings
     from fp8np.ptq.workflow import quantize_model
 
-    recipe = get_recipe(options["recipe"]).adjusted(
+    recipe = with_settings(find_recipe(options["recipe"]), options["settings"]).adjusted(
         approach=options["approach"], ops=options["ops"], skip=options["skip"], keep_first_last=options["keep_first_last"]
     )
     graph = _converter()(
@@ -172,7 +181,9 @@ def convert(source: str, output: Path, report_file: Path | None, **options: Any)
         pooling=options["pooling"],
     )
     with progress() as told:
-        result = quantize_model(graph, recipe, options["calibration"], samples=options["samples"], progress=told)
+        result = quantize_model(
+            graph, recipe, options["calibration"], recalibration=options["recalibration"], samples=options["samples"], progress=told
+        )
     with writing(output):
         save(result.graph, output)
     out = console()

@@ -145,7 +145,7 @@ def with_settings(recipe: Recipe, settings: Mapping[str, str]) -> Recipe:
             raise RecipeError(f"--set {key}: write a recipe file for this")
     # `base` takes names; what is changed here may be no row of RECIPES.
     changes = {key: _read(key, value, recipe, lambda *path: f"--set {path[0]}") for key, value in table.items()}
-    _known(changes, {f.name for f in dataclasses.fields(Recipe)}, lambda *path: f"--set {path[0]}")
+    _known(changes, {f.name for f in dataclasses.fields(Recipe)} - {"name", "overrides"}, lambda *path: f"--set {path[0]}")
     return recipe.replace(**changes)
 
 
