@@ -10,7 +10,7 @@ one that is done
 | ``measure`` | a key of what these figures were made with |
 | ``units``, ``samples`` | how many units the metric is of, how many samples the model ran on |
 | ``sha256``, ``targets_sha256``, ``data_sha256`` | of predictions and targets (`fp8np.study.store.digest`), and of inputs and labels |
-| ``bytes`` | size of the model as a file |
+| ``bytes``, ``model_sha256`` | size and SHA-256 of the model as a file |
 | ``ms``, ``ms_fp32``, ``time`` | median time of a sample, FP32's beside it in the same process, and the one as part of the other |
 | ``seconds`` | of the whole cell, of quantizing without making the calibration data, and of making these |
 | ``quantized``, ``layers`` | how many layers are quantized, of how many that could be |
@@ -20,6 +20,7 @@ one that is done
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import math
 import statistics
 import time
@@ -150,7 +151,7 @@ class Workbench:
 
     def _run(self, cell: Cell) -> tuple[Record, tuple[Any, Any]]:
         if cell.entry is None:
-            record: Record = {"bytes": self.store.model(cell.workload).stat().st_size, "seconds": {}, "warnings": []}
+            record: Record = {**_file_facts(self.store.model(cell.workload)), "seconds": {}, "warnings": []}
             predictions, targets = self._outcome(self._reference)
             shared = False
         else:
@@ -199,7 +200,7 @@ class Workbench:
         seconds = time.perf_counter() - start
         save(result.graph, path)
         return {
-            "bytes": path.stat().st_size,
+            **_file_facts(path),
             "quantized": result.report.quantized,
             "layers": len(result.report.layers),
             "warnings": list(dict.fromkeys(str(warning.message) for warning in caught)),
@@ -316,6 +317,11 @@ class Workbench:
     @cached_property
     def _recalibration(self) -> Kept | None:
         return self._opened("recalibration")
+
+
+def _file_facts(path: Path) -> Record:
+    with path.open("rb") as file:
+        return {"bytes": path.stat().st_size, "model_sha256": hashlib.file_digest(file, "sha256").hexdigest()}
 
 
 def _units(name: str | None, outputs: list[Any], labels: list[Any]) -> tuple[Any, Any]:

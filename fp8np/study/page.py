@@ -17,12 +17,12 @@ _STYLE = """
 nav { display: flex; flex-wrap: wrap; gap: .2rem 1rem; margin: .8rem 0; }
 a { color: var(--accent); }
 .note { max-width: 80ch; color: var(--soft); margin: 0 0 .5rem; }
-.headline { font-weight: 600; }
 .data { width: auto; min-width: 40%; }
 .data thead th { background: var(--panel); position: sticky; top: 0; padding: 0; }
 .data td:first-child { font-weight: 600; min-width: 9rem; }
-.data td { overflow-wrap: anywhere; }
-.data.narrow td { overflow-wrap: normal; white-space: nowrap; }
+.data td { white-space: nowrap; }
+.data.wordy td:last-child { white-space: normal; overflow-wrap: anywhere; min-width: 16rem; }
+.headline { font-weight: 600; overflow-wrap: anywhere; }
 .passes { color: var(--good); }
 .fails, .failed { color: var(--bad); }
 .undecided { color: var(--warn); }
@@ -93,10 +93,10 @@ def _table(table: Table) -> str:
     search = ""
     if table.name == "cells":
         search = '<div class="controls"><input id="search" type="search" placeholder="filter" aria-label="filter by words"></div>\n'
-    narrow = "" if table.name in ("cells", "failures") else " narrow"
+    wordy = " wordy" if table.name in ("cells", "failures") else ""
     return f"""<h2 id="of-{table.name}">{escape(table.title)}</h2>
 <p class="note">{escape(table.note)}</p>
-{search}<div class="scroll"><table class="data{narrow}" id="{table.name}"><thead><tr>{heads}</tr></thead>
+{search}<div class="scroll"><table class="data{wordy}" id="{table.name}"><thead><tr>{heads}</tr></thead>
 <tbody>
 {rows}</tbody></table></div>
 """

@@ -232,7 +232,8 @@ def _recipe(table: Any, place: Place, folder: Path) -> Written:
         recipe = recipe_from_table(table, place)
     except (RecipeError, FormatError) as error:
         text = str(error)
-        raise StudyError(text if text.startswith(place().partition(":")[0]) else f"{place('name')}: {text}") from error
+        key = "name" if given["file"] is None else "file"
+        raise StudyError(text if text.startswith(place().partition(":")[0]) else f"{place(key)}: {text}") from error
     _file_name(recipe.name, "recipe", place("name"))
     if recipe.name == FP32:
         raise StudyError(f"{place('name')}: {FP32} stands beside every recipe as it is; give the recipe another name")

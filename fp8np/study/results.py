@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from fp8np._files import replacing
 from fp8np.formats import FloatFormat
@@ -15,7 +17,7 @@ from fp8np.metrics import plain
 from fp8np.ptq.recipe import Format, Recipe
 from fp8np.ptq.recipe_file import recipe_table
 from fp8np.study.keys import Keys
-from fp8np.study.spec import Cell, Entry, Study, Workload
+from fp8np.study.spec import FP32, Cell, Entry, Study, Workload
 from fp8np.study.statistics import CONFIDENCE, Interval, passes, verdict, wilson
 from fp8np.study.store import Store
 
@@ -96,10 +98,15 @@ class Results:
         study: what was run.
         references: FP32, a row for each workload and tier.
         rows: the cells.
+        apart: by workload and recipe, how far predictions of different tiers are from each other at most, as part of the largest
+            prediction; of what was run on several.
     """
 
-    def __init__(self, study: Study, references: Sequence[Row], rows: Sequence[Row]) -> None:
+    def __init__(
+        self, study: Study, references: Sequence[Row], rows: Sequence[Row], apart: Mapping[tuple[str, str], float] | None = None
+    ) -> None:
         self.study = study
+        self.apart = apart or {}
         self.references = tuple(references)
         self.rows = tuple(rows)
         self._of = {(row.workload.name, row.entry and row.entry.name, row.tier): row for row in (*references, *rows)}
@@ -185,6 +192,7 @@ class Results:
                 for entry in study.entries
             ],
             "cells": [_plain(row) for row in self.rows],
+            "apart": [{"workload": w, "recipe": r, "apart": plain(distance)} for (w, r), distance in self.apart.items()],
         }
 
 
@@ -218,7 +226,22 @@ def read_results(study: Study, directory: Path) -> Results:
         return Row(workload, cell.entry, cell.tier, DONE, "", known)
 
     references = [row(cell) for cell in cells]
-    return Results(study, references, [row(cell) for cell in study.cells])
+    return Results(study, references, [row(cell) for cell in study.cells], dict(_apart(study, store)))
+
+
+def _apart(study: Study, store: Store) -> Iterator[tuple[tuple[str, str], float]]:
+    for workload in study.workloads if len(study.tiers) > 1 else ():
+        for entry in (None, *study.entries):
+            first: Any = None
+            distances = []
+            for cell in (Cell(workload.name, entry, tier) for tier in study.tiers):
+                found = store.predictions(cell, store.read(cell) or {})
+                if found is not None:
+                    predictions = np.asarray(found[0], np.float64)
+                    first = predictions if first is None else first
+                    distances.append(float(np.abs(predictions - first).max() / max(np.abs(first).max(), np.finfo(np.float64).tiny)))
+            if len(distances) > 1:
+                yield (workload.name, FP32 if entry is None else entry.name), max(distances)
 
 
 def write_json(results: Results, path: Path) -> None:

@@ -10,7 +10,7 @@ from types import MappingProxyType
 
 from fp8np.ptq.recipe import Recipe
 from fp8np.study.results import DONE, FAILED, MISSING, Rate, Results, Row, approach_of, family, formats_of, is_fp8
-from fp8np.study.spec import Entry, Workload
+from fp8np.study.spec import FP32, Entry, Workload
 from fp8np.study.statistics import FAILS, PASSES, UNDECIDED
 
 __all__ = ["Field", "Table", "as_csv", "as_markdown", "tables"]
@@ -105,7 +105,7 @@ def _by_workload(results: Results, name: str, title: str, note: str, entries: Se
 
 def _static_or_dynamic(results: Results) -> Table:
     rows = []
-    for static, dynamic in _pairs(results.study.entries):
+    for static, dynamic in _pairs([entry for entry in results.study.entries if not entry.axes]):
         for workload in results.measured:
             one, two = results.row(workload, static), results.row(workload, dynamic)
             if one.state == two.state == DONE and one.value:
@@ -116,7 +116,7 @@ def _static_or_dynamic(results: Results) -> Table:
     return Table("approaches", "Static or dynamic", "Recipes that differ in nothing else. " + _LOSS, heads, tuple(rows))
 
 
-def _pairs(entries: Iterable[Entry]) -> Iterator[tuple[Entry, Entry]]:
+def _pairs(entries: Sequence[Entry]) -> Iterator[tuple[Entry, Entry]]:
     """Recipes that differ in the approach alone, static and dynamic."""
     dynamic: dict[Recipe, Entry] = {}
     for entry in entries:
@@ -163,14 +163,22 @@ def _tiers(results: Results) -> Table:
             found = [results.row(workload, entry, tier) for tier in tiers]
             done = [row for row in found if row.state == DONE]
             if done:
-                bits = {row.record["sha256"] for row in done}
-                values = {row.value for row in done}
-                same = "same bits" if len(bits) == 1 else "same figure, other bits" if len(values) == 1 else "other figures"
+                name = FP32 if entry is None else entry.name
                 fields = [Field(f"{_number(row.value)} {row.record['sha256'][:8]}") if row in done else Field(row.state) for row in found]
-                lead = _fields(workload.title, "fp32" if entry is None else entry.name)
-                rows.append((*lead, *fields, Field("one tier" if len(done) == 1 else f"{same} on {len(done)}")))
-    note = "The metric, and the first eight digits of the SHA-256 of all predictions, on each tier of kernels."
-    return Table("tiers", "The same on every tier of kernels?", note, ("workload", "recipe", *tiers, ""), tuple(rows))
+                apart = results.apart.get((workload.name, name))
+                said = (_alike(done, "sha256"), "" if apart is None else f"{apart:.1e}", _alike(done, "model_sha256"))
+                rows.append((*_fields(workload.title, name), *fields, *_fields(*said)))
+    note = (
+        "The metric, and the first eight digits of the SHA-256 of all predictions, on each tier of kernels; how far predictions are "
+        "from the first tier's at most, as part of its largest; and whether quantizing, done on each tier anew, gave the same model."
+    )
+    heads = ("workload", "recipe", *tiers, "bits", "apart", "model")
+    return Table("tiers", "The same on every tier of kernels?", note, heads, tuple(rows))
+
+
+def _alike(rows: Sequence[Row], key: str) -> str:
+    count = len({row.record[key] for row in rows})
+    return "" if len(rows) == 1 else f"same on all {len(rows)}" if count == 1 else f"{count} different on {len(rows)}"
 
 
 def _cells(results: Results) -> Table:
