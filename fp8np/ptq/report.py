@@ -21,7 +21,7 @@ from fp8np.metrics import decibels, plain
 from fp8np.ptq.assign import Decision
 from fp8np.ptq.integers import integer_weight
 from fp8np.scaling import dequantize
-from fp8np.scheme import Scheme
+from fp8np.scheme import PerToken, Scheme
 from fp8np.tensor import QTensor
 from fp8np.watch import Watch
 
@@ -40,9 +40,10 @@ class LayerReport:
     Attributes:
         name, op, origin: of the node.
         weights: format of its FP8 weights; "" where it has none.
-        weight_scales: how many scales they have: "tensor", "channel 0", ...
+        weight_scales: how many scales they have: "tensor", "channel 0", "block 1x128", ..., with " 2^n" behind powers of two.
         activations: format of its FP8 activations; "" where it has none.
-        activation_scales: "static", "dynamic" or "direct" (1); "" where there are none.
+        activation_scales: "static", "dynamic", "token" (dynamic, too) or "direct" (1), with " 2^n" behind powers of two; "" where there
+            are none.
         weight_sqnr: signal to quantization noise ratio of its weights in dB; None where none is FP8.
         output_sqnr: the same of its output, against the float32 model on the same data: all noise from the layers before it
             is in it. None where nothing was run.
@@ -271,9 +272,9 @@ def _layer(before: Graph, after: Graph, old: Node, new: Node, decision: Decision
         op=old.op,
         origin=old.origin,
         weights=_joined(s.format.name for s in weights),
-        weight_scales=_joined("direct" if s.direct else str(s.granularity) for s in weights),
+        weight_scales=_joined("direct" if s.direct else str(s.granularity) + _POWERS * s.power_of_two for s in weights),
         activations=_joined(s.format.name for s in activations),
-        activation_scales=_joined("direct" if s.direct else "dynamic" if s.dynamic else "static" for s in activations),
+        activation_scales=_joined(map(_activation_scales, activations)),
         weight_sqnr=energies.db if weights else None,
         output_sqnr=None if output is None else output.db,
         bytes_before=_bytes(before.constants, old),
@@ -281,6 +282,16 @@ def _layer(before: Graph, after: Graph, old: Node, new: Node, decision: Decision
         reason=decision.reason,
         note=note,
     )
+
+
+_POWERS = " 2^n"
+
+
+def _activation_scales(scheme: Scheme) -> str:
+    if scheme.direct:
+        return "direct"
+    how = "token" if isinstance(scheme.granularity, PerToken) else "dynamic" if scheme.dynamic else "static"
+    return how + _POWERS * scheme.power_of_two
 
 
 def _bytes(constants: Mapping[str, Constant], node: Node) -> int:
