@@ -22,6 +22,7 @@ from fp8np.integers import INT8, activation_parameters, encode_activation, measu
 from fp8np.interpret import interpret
 from fp8np.layers._op import OPS
 from fp8np.model import Model
+from fp8np.plan.fuse import fused
 from fp8np.ptq.assign import Decision
 from fp8np.ptq.integers import INTEGER_OPS, IntegerWriter, integer_weight
 from fp8np.ptq.report import make_report
@@ -170,6 +171,14 @@ def test_two_computed_operands(m: int, k: int, n: int, seed: int, quantized: Any
     equal(*of_two(data(2, 3, m, k, seed=seed, extreme=extreme), data(*shared, seed=seed + 1, extreme=extreme), quantized))
 
 
+@pytest.mark.parametrize("x", [-1.0, 1.0, 0.0, np.nan, np.inf, 1e-42, 3e38, -3e38])
+def test_dynamic_ranges_of_one_sign(x: float) -> None:
+    given = np.full((3, 40), x, np.float32)
+    if np.isfinite(x):
+        given[1, 1:] *= np.linspace(0, 1, 39)
+    equal(*product("integer_linear", given, weight(33, 40)))
+
+
 @pytest.mark.parametrize(("k", "natively"), [(66311, True), (66312, False)])
 def test_sums_up_to_the_last_that_32_bits_hold(k: int, natively: bool) -> None:
     """255 * 127 * 66311 is the last such product below 2^31; beyond it, the definition runs."""
@@ -252,6 +261,8 @@ def test_a_network_in_integers() -> None:
             # A sum that is rounded otherwise may fall on the other side of a step of the next activation.
             np.testing.assert_allclose(got, interpret(small, {"x": x[:batch]}), atol=0.02 * np.abs(want).max())
             assert native(model)
+        apart, together = (interpret(g, {"x": x}, dtype=np.float64) for g in (small, fused(small)))
+        np.testing.assert_array_equal(together, apart)
 
 
 def test_zeros_around_a_picture_stay_zero_at_every_size() -> None:
