@@ -27,7 +27,7 @@ from hypothesis import strategies as st
 from fp8np.artifact import load_graph, save
 from fp8np.build import GraphBuilder
 from fp8np.cli import main
-from fp8np.data import load_batches
+from fp8np.data import imported, load_batches
 from fp8np.dims import symbol
 from fp8np.errors import InputError, MissingDependencyError, StudyError
 from fp8np.graph import Value
@@ -90,6 +90,20 @@ def first_two(outputs, labels):
 
 def uneven(outputs, labels):
     return np.concatenate(outputs)[:2], np.concatenate(labels)
+
+calls = []
+
+def near(predictions, targets):
+    calls.append(1)
+    return np.mean(np.abs(predictions - targets) < 0.2)
+
+def largest(predictions, targets):
+    calls.append(1)
+    return np.abs(predictions - targets).max()
+
+def ratio(predictions, targets):
+    calls.append(1)
+    return predictions.sum() / targets.sum()
 
 def slow(predictions, targets):
     # Blocks in the second cell.
@@ -324,6 +338,19 @@ def test_means_of_all_resamples_at_once_are_the_metric_of_each(metric: str, n: i
     draws = np.random.default_rng([seed, n])
     each = [METRICS[metric](predictions[rows], targets[rows]) for rows in draws.integers(0, n, (20, n))]
     np.testing.assert_allclose(distribution(metric, predictions, targets, resamples=20, seed=seed), each, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize(("metric", "mean"), [("near", True), ("largest", False), ("ratio", False)])
+def test_metrics_of_ones_own_are_as_if_computed_one_by_one(workplace: Path, metric: str, mean: bool) -> None:
+    rng = np.random.default_rng(0)
+    a, b = rng.uniform(1, 2, (2, 51))
+    calls = imported("toydata:calls")
+    found = distribution(f"toydata:{metric}", a, b, resamples=300, seed=4)
+    # Each unit once, and a few trials.
+    assert (len(calls) < 100) == mean
+    function = imported(f"toydata:{metric}")
+    rows = np.random.default_rng([4, 51]).integers(0, 51, (300, 51))
+    np.testing.assert_allclose(found, [function(a[r], b[r]) for r in rows], rtol=1e-12)
 
 
 def test_what_cannot_be_resampled_is_left_out() -> None:

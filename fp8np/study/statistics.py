@@ -28,6 +28,9 @@ _Z = 1.959963984540054
 _LEAST_USABLE = 0.5
 # So that 0.99 of 1.00 is a loss of 1 %, whatever the last bits say.
 _SLACK = 1e-9
+# Sets of units on which it is tried whether a metric is a mean, of two sizes each, and how close to it that has to be.
+_TRIALS = 3
+_EXACT = 1e-12
 # Resampled scores held at a time.
 _CHUNK = 1 << 22
 
@@ -98,8 +101,8 @@ def distribution(metric: str, predictions: Any, targets: Any, *, resamples: int,
     Equal `seed` and as many units give the same resamples, so that two calls, for FP32 and for a recipe, are paired.
 
     Args:
-        metric: as for `fp8np.evaluate.evaluate`. Those in METRICS that are functions of means over the units are computed for all
-            resamples at once, others one after the other.
+        metric: as for `fp8np.evaluate.evaluate`. Those that are means over the units, or in METRICS functions of such means, are
+            computed for all resamples at once, others one after the other.
         predictions: (n, ...); rows are drawn with replacement.
         targets: (n, ...).
         resamples: how many.
@@ -110,13 +113,40 @@ def distribution(metric: str, predictions: Any, targets: Any, *, resamples: int,
     if metric in _MEANS:
         scores, finish = _MEANS[metric]
         of_units = np.asarray(scores(np.asarray(predictions), np.asarray(targets)), np.float64).reshape(n, -1)
-        step = max(1, _CHUNK // of_units.size)
-        starts = range(0, resamples, step)
-        means = [of_units[draws.integers(0, n, (min(step, resamples - start), n))].mean(1) for start in starts]
         with np.errstate(all="ignore"):
-            return np.asarray(finish(np.concatenate(means)), np.float64)
+            return np.asarray(finish(_means(of_units, resamples, draws)), np.float64)
     function = metric_function(metric)
+    alone = _alone(function, predictions, targets)
+    if alone is not None:
+        return _means(alone[:, None], resamples, draws)[:, 0]
     return np.array([_value(function, predictions, targets, draws.integers(0, n, n)) for _ in range(resamples)])
+
+
+def _means(of_units: Floats, resamples: int, draws: np.random.Generator) -> Floats:
+    """The means (resamples, k) of figures (n, k) over the units drawn."""
+    n = len(of_units)
+    step = max(1, _CHUNK // of_units.size)
+    sizes = [min(step, resamples - start) for start in range(0, resamples, step)]
+    return np.concatenate([of_units[draws.integers(0, n, (size, n))].mean(1) for size in sizes])
+
+
+def _alone(function: Callable[[Any, Any], float], predictions: Any, targets: Any) -> Floats | None:
+    """A metric of each unit alone (n,), where the metric of many is the mean of these; otherwise None.
+
+    That it is one is tried on all units and on some drawn at random: a metric that is no mean shows in each of these.
+    """
+    n = len(predictions)
+    values = np.empty(n)
+    for i in range(n):
+        values[i] = _value(function, predictions, targets, slice(i, i + 1))
+        if not math.isfinite(values[i]):
+            return None
+    draws = np.random.default_rng(n)
+    for rows in (np.arange(n), *draws.integers(0, n, (_TRIALS, n)), *draws.integers(0, n, (_TRIALS, 1 + n // 3))):
+        whole, mean = _value(function, predictions, targets, rows), float(values[rows].mean())
+        if not abs(whole - mean) <= _EXACT * max(1.0, np.abs(values).max()):
+            return None
+    return values
 
 
 def _value(function: Callable[[Any, Any], float], predictions: Any, targets: Any, rows: Any) -> float:
