@@ -92,6 +92,7 @@ LEVELS = {
     "difference": 11,
     "inspection": 11,
     "study": 11,
+    "tuning": 11,
     "cli_recipe": 12,
     "cli_report": 12,
     "cli_study": 12,
