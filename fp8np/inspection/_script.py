@@ -92,15 +92,18 @@ function histogram(tensor, width) {
   const height = 150, base = 112, grid = data.formats[tensor.format].map(Math.log2), shares = tensor.shares, step = 1 / data.perOctave;
   const first = tensor.first * step, smallest = grid[0], largest = grid[grid.length - 1];
   const low = Math.floor(Math.min(first, smallest - 2)), high = Math.ceil(Math.max(first + shares.length * step, largest + 1));
-  const at = exponent => 4 + (exponent - low) / (high - low) * (width - 8), top = Math.max(...shares, 1e-9);
+  const at = exponent => 4 + (exponent - low) / (high - low) * (width - 8);
   const svg = picture(width, height, `histogram of ${tensor.title}`);
-  for (const [from, to, what] of [[low, smallest - 1, "become zero"], [largest, high, "saturate"]])
-    svg.append(make("rect", {x: at(from), y: 4, width: Math.max(at(to) - at(from), 0), height: base - 4, class: "lost"}));
+  for (const [from, to, what] of [[low, smallest - 1, "become zero"], [largest, high, "saturate"]]) {
+    const lost = make("rect", {x: at(from), y: 4, width: Math.max(at(to) - at(from), 0), height: base - 4, class: "lost"});
+    lost.append(make("title", {}, what));
+    svg.append(lost);
+  }
   shares.forEach((share, i) => {
     if (!share) return;
-    const x = at(first + i * step), bar = Math.max(share / top * (base - 10), .5);
+    const x = at(first + i * step), bar = Math.max(share / 1000 * (base - 10), .5);
     const rect = make("rect", {x, y: base - bar, width: Math.max(at(first + (i + 1) * step) - x - .5, .5), height: bar, class: "bar"});
-    rect.append(make("title", {}, `${(100 * share).toPrecision(3)} %`));
+    rect.append(make("title", {}, `${(tensor.top * share / 10).toPrecision(2)} %`));
     svg.append(rect);
   });
   svg.append(make("path", {d: `M4 ${base}H${width - 4}`, class: "rule"}));
@@ -205,8 +208,8 @@ choice.addEventListener("change", filter);
 search.addEventListener("input", filter);
 order.addEventListener("change", () => { if (order.value) location.hash = `sort=${order.value}`; });
 addEventListener("hashchange", read);
-let wide = 0;
-new ResizeObserver(() => { const now = document.body.clientWidth; if (now !== wide) { wide = now; depth(); } }).observe(document.body);
+addEventListener("resize", depth);
+depth();
 filter();
 read();
 """

@@ -105,7 +105,7 @@ def _advice(seen: Measured, name: str, share: float, change: Change, gains: Mapp
 
 
 def _best(seen: Measured, name: str) -> tuple[Change, Mapping[int, float]]:
-    """The best choice for each operand that has a better one, and by how many dB the node's own SQNR would rise with that alone."""
+    """The best choice for each operand that it helps to change, and by how many dB the node's own SQNR would rise with that alone."""
     node = next(node for node in seen.graph.nodes if node.name == name)
     now: dict[int, float] = {}
     best: dict[int, Alternative] = {}
@@ -119,9 +119,16 @@ def _best(seen: Measured, name: str) -> tuple[Change, Mapping[int, float]]:
         else:
             found = activation_alternatives(node.op, seen.samples_of[operand.source], losses.amax)
         best[operand.position] = max(found, key=_worth)
-    gains = {position: _gain(now, {position: alternative.sqnr}) for position, alternative in best.items()}
-    helping = {position: best[position] for position, gain in gains.items() if gain >= _HELP}
-    return Change(name, helping), {position: gains[position] for position in helping}
+    helping = {position: alternative for position, alternative in best.items() if alternative.sqnr > now[position]}
+    while helping:
+        # What others leave little to do for goes: first what matters least.
+        total = _gain(now, {p: a.sqnr for p, a in helping.items()})
+        cost = {dropped: total - _gain(now, {p: a.sqnr for p, a in helping.items() if p != dropped}) for dropped in helping}
+        least = min(cost, key=cost.__getitem__)
+        if cost[least] >= _HELP:
+            break
+        del helping[least]
+    return Change(name, helping), {position: _gain(now, {position: alternative.sqnr}) for position, alternative in helping.items()}
 
 
 def _worth(alternative: Alternative) -> float:
@@ -143,7 +150,8 @@ def _texts(seen: Measured, name: str, change: Change, gains: Mapping[int, float]
         now = {p: losses.sqnr for (n, p), losses in seen.losses.items() if n == name and losses.sqnr is not None}
         yield "; ".join(parts.values()), own + _gain(now, {p: a.sqnr for p, a in change.operands.items() if a is not None})
     for position, text in sorted(parts.items(), key=lambda part: -gains[part[0]]):
-        yield text, own + gains[position]
+        if gains[position] >= _HELP:
+            yield text, own + gains[position]
 
 
 def _text(seen: Measured, name: str, operand: Operand, alternative: Alternative) -> str:

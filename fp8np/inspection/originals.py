@@ -23,6 +23,8 @@ Array = npt.NDArray[Any]
 
 # Factors that explain so much, in dB, were put there on purpose: rounding, however it chooses, makes none.
 _EXPLAINED = 6.0
+# Fewer numbers than that for each factor can be explained by anything.
+_NUMBERS = 4
 _ROUNDS = 8
 
 
@@ -50,7 +52,7 @@ def rescaled_like(original: Array, values: Array) -> tuple[Array, bool]:
     """The original, its rows (axis 0) and columns (axis 1) multiplied by what brings it closest to `values` if that explains much.
 
     >>> rng = np.random.default_rng(0)
-    >>> w = rng.standard_normal((8, 5)).astype(np.float32)
+    >>> w = rng.standard_normal((32, 5)).astype(np.float32)
     >>> moved = w * np.linspace(1, 9, 5, dtype=np.float32)
     >>> found, changed = rescaled_like(w, moved)
     >>> changed, bool(np.allclose(found, moved, rtol=1e-4))
@@ -59,7 +61,8 @@ def rescaled_like(original: Array, values: Array) -> tuple[Array, bool]:
     False
     """
     plain = _sqnr(values, original)
-    if original.ndim < 2 or not np.isfinite(plain) or not np.isfinite(original).all():
+    few = original.ndim < 2 or original.size < _NUMBERS * sum(original.shape[:2])
+    if few or not np.isfinite(plain) or not np.isfinite(original).all():
         return original, False
     w, v = (x.astype(np.float64).reshape(*x.shape[:2], -1) for x in (original, values))
     product, square = (w * v).sum(2), (w * w).sum(2)

@@ -310,8 +310,13 @@ def _picture(tensor: TensorFacts) -> dict[str, Any]:
     lines += [", ".join(said)] if said else []
     role = tensor.role if tensor.role == tensor.kind else f"{tensor.kind} {tensor.role}"
     title = f"{role} ({tensor.name}) in {tensor.format}"
-    histogram = {} if tensor.histogram is None else dict(tensor.histogram)
-    return {"title": title, "lines": lines, "format": tensor.format, **histogram}
+    histogram = tensor.histogram
+    if histogram is None or not histogram["shares"]:
+        return {"title": title, "lines": lines, "format": tensor.format}
+    # In thousandths of the largest: as fine as the picture, and short. Whatever is there stays visible.
+    top = max(histogram["shares"])
+    shares = [math.ceil(1000 * share / top) for share in histogram["shares"]]
+    return {"title": title, "lines": lines, "format": tensor.format, "first": histogram["first"], "top": top, "shares": shares}
 
 
 def _scales(tensor: TensorFacts) -> str:

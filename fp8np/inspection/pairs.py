@@ -24,6 +24,8 @@ Array = npt.NDArray[Any]
 _EXPLAINED = 10.0
 # What agrees better than that, in dB, has not been scaled.
 _CLOSE = 20.0
+# Fewer numbers than that for each channel can be explained by anything.
+_NUMBERS = 8
 
 
 @dataclass(frozen=True)
@@ -136,6 +138,8 @@ class Agreement:
         if not best < _CLOSE:
             return None
         for own, product, signal in self._channels.values():
+            if self.elements < _NUMBERS * own.size:
+                continue
             noise = float(np.sum(own - np.divide(product**2, signal, out=np.zeros_like(signal), where=signal > 0)))
             best = max(best, decibels(float(np.sum(own)), max(noise, 0.0)))
         return best if best >= self.sqnr + _EXPLAINED else None
