@@ -41,7 +41,7 @@ from fp8np.study.cell import Settings, Workbench
 from fp8np.study.factories import missing
 from fp8np.study.keys import Keys
 from fp8np.study.page import as_html
-from fp8np.study.reading import read_study
+from fp8np.study.reading import _TOP, _WORKLOAD, read_study
 from fp8np.study.results import Results, Row, read_results
 from fp8np.study.spec import Cell, Entry, Study, Workload
 from fp8np.study.statistics import distribution, loss_interval, passes, relative_loss, verdict, wilson
@@ -312,6 +312,34 @@ def test_functions_are_looked_for_without_running_their_module(workplace: Path) 
     Path("broken").mkdir()
     written("import absent_package\n", "broken/__init__.py")
     assert missing("broken.inside:f") == ""
+
+
+STUDIES = Path(__file__).parents[1] / "studies"
+
+
+@pytest.mark.parametrize("name", [path.stem for path in sorted(STUDIES.glob("*.toml"))])
+def test_studies_that_are_shipped_can_be_read(tmp_path: Path, name: str) -> None:
+    study = read_study(STUDIES / f"{name}.toml", {"models": tmp_path, "shared": tmp_path})
+    assert {w.folder for w in study.workloads} == {str(STUDIES)}
+    with pytest.raises(StudyError, match=r"folder '\w+' is not known: add --folder \w+=DIR, or write it in paper.toml:\d+"):
+        read_study(STUDIES / f"{name}.toml")
+
+
+def test_the_documentation_names_every_key_and_its_example_can_be_read(workplace: Path) -> None:
+    text = (STUDIES.parent / "docs" / "study.md").read_text(encoding="utf-8")
+    for key in (*_TOP, *_WORKLOAD, "base", "file"):
+        assert re.search(rf"\b{key}\b", text), key
+    example, grid = re.findall(r"```toml\n(.*?)```", text, re.DOTALL)
+    example = re.sub(r'"(nets|mydata):\w+"', '"toydata:test"', example)
+    written('base = "e3m4"\n', "mine.toml")
+    Path("data").mkdir()
+    study = read_study(written(example), {"models": workplace})
+    assert [entry.name for entry in study.entries] == ["int8", "mine", "e5m2-smooth"]
+    assert study.folders["data"].samefile("data")
+    assert study.workloads[0].recalibration == study.workloads[0].units == "toydata:test"
+    gridded = read_study(written(example.replace('baseline = "int8"', "") + grid), {"models": workplace})
+    # 4 x 2 x 3 where scales are fixed; where they are not, one, unless SmoothQuant looks at data.
+    assert len(gridded.entries) == 3 * 24 + 1 + 1 + 24
 
 
 # Statistics.

@@ -64,6 +64,7 @@ _FUNCTIONS = ("source", "module", "data", "calibration", "recalibration", "units
 _RECIPE = frozenset(f.name for f in dataclasses.fields(Recipe)) - {"overrides"} | {"base", "override", "file", "seed"}
 _GRID = frozenset(f.name for f in dataclasses.fields(Recipe)) - {"name", "overrides"} | {"seed"}
 _KINDS = {str: "a text", int: "a whole number", float: "a number", bool: "true or false", list: "a list", dict: "a table"}
+_LISTED = 20
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+=-]*")
 
 Place = Callable[..., str]
@@ -109,7 +110,7 @@ def read_study(
     kept = _chosen(entries, recipes, "recipe", path)
     baseline = data.get("baseline")
     if baseline is not None and baseline not in {entry.name for entry in entries}:
-        raise StudyError(f"{place('baseline')}: no recipe is named {baseline!r}; there are: {', '.join(e.name for e in entries)}")
+        raise StudyError(f"{place('baseline')}: no recipe is named {baseline!r}; there are: {_listed(entries)}")
     study = Study(
         origin=path.name,
         title=data.get("title", path.stem),
@@ -165,8 +166,7 @@ def _included(
         named = data["workloads"]
         for name in named:
             if name not in {w.name for w in workloads}:
-                known = ", ".join(w.name for w in workloads)
-                raise StudyError(f"{place('workloads')}: {other.name} has no workload {name!r}; it has: {known}")
+                raise StudyError(f"{place('workloads')}: {other.name} has no workload {name!r}; it has: {_listed(workloads)}")
         workloads = [w for w in workloads if w.name in named]
     return declared, workloads, recipes
 
@@ -300,8 +300,14 @@ def _placeholders(text: str, where: str) -> Iterator[str]:
 def _chosen(things: Sequence[Any], patterns: Sequence[str], what: str, path: Path) -> tuple[Any, ...]:
     for pattern in patterns:
         if not any(fnmatch.fnmatchcase(thing.name, pattern) for thing in things):
-            raise StudyError(f"{path.name}: no {what} is named {pattern!r}; there are: {', '.join(thing.name for thing in things)}")
+            raise StudyError(f"{path.name}: no {what} is named {pattern!r}; there are: {_listed(things)}")
     return tuple(t for t in things if not patterns or any(fnmatch.fnmatchcase(t.name, pattern) for pattern in patterns))
+
+
+def _listed(things: Sequence[Any]) -> str:
+    # A grid has hundreds.
+    names = [thing.name for thing in things[:_LISTED]]
+    return ", ".join(names) + (f", ... ({len(things)})" if len(things) > _LISTED else "")
 
 
 def _known(table: Mapping[str, Any], keys: Mapping[str, type], place: Place, what: str) -> None:
