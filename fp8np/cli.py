@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import warnings
-from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -14,8 +13,9 @@ import fp8np
 from fp8np._terminal import Sizes, Target, compiling, console, progress, writing
 from fp8np.cli_bench import bench
 from fp8np.cli_explain import explain
-from fp8np.cli_recipe import SET, recipe
+from fp8np.cli_recipe import recipe
 from fp8np.cli_report import diff, report
+from fp8np.cli_source import READING, Sectioned, calibration_options, read, reading_options, recipe_options
 from fp8np.cli_study import study
 from fp8np.cli_verify import verify
 from fp8np.cli_warmup import warmup
@@ -54,24 +54,6 @@ def _show_warning(
     click.echo(f"Warning: {message}", err=True)
 
 
-class _Convert(click.Command):
-    """Lists options by what they are about."""
-
-    SECTIONS: Mapping[str, tuple[str, ...]] = {
-        "Reading a PyTorch module": ("module", "key", "example_inputs", "dynamic_axes"),
-        "Reading a BERT folder": ("pooling",),
-        "Quantization": ("recipe", "settings", "approach", "ops", "skip", "keep_first_last"),
-        "Calibration": ("calibration", "recalibration", "samples"),
-    }
-
-    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        options = {p.name: p.get_help_record(ctx) for p in self.get_params(ctx) if isinstance(p, click.Option)}
-        sections = {title: [options.pop(name) for name in names] for title, names in self.SECTIONS.items()}
-        for title, records in {"Options": list(options.values()), **sections}.items():
-            with formatter.section(title):
-                formatter.write_dl([record for record in records if record is not None])
-
-
 @click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
 @click.version_option(fp8np.__version__, prog_name="fp8np")
 @click.pass_context
@@ -108,29 +90,19 @@ main.add_command(bench)
 main.add_command(warmup)
 
 
-@main.command(cls=_Convert)
+@main.command(
+    cls=Sectioned,
+    sections={
+        **READING,
+        "Quantization": ("recipe", "settings", "approach", "ops", "skip", "keep_first_last"),
+        "Calibration": ("calibration", "recalibration", "samples"),
+    },
+)
 @click.argument("source")
 @click.option("-o", "--output", type=_TARGET, required=True, metavar="FILE", help="Where the converted model is written (.safetensors).")
 @click.option("--json", "report_file", type=_TARGET, metavar="FILE", help="Also write the report as JSON.")
-@click.option("--module", metavar="PKG.MOD:FACTORY", help="Function returning the nn.Module that SOURCE's weights belong to.")
-@click.option("--key", metavar="A.B", help="Where the weights are inside the checkpoint, if not found by themselves.")
-@click.option("--example-inputs", type=_SOURCE_FILE, metavar="FILE.npz", help="Inputs to trace it with, an array for each by name.")
-@click.option(
-    "--dynamic-axis",
-    "dynamic_axes",
-    multiple=True,
-    metavar="INPUT:AXIS=NAME",
-    help="An axis whose size may vary, e.g. ids:1=T; may be repeated. By default the first axis of each input.",
-)
-@click.option("--pooling", type=click.Choice(["mean"]), help="Add sentence embeddings, the mean of the last hidden states, to the outputs.")
-@click.option(
-    "--recipe",
-    default="e4m3",
-    show_default=True,
-    metavar="NAME|FILE",
-    help="fp32, e4m3, e3m4, mixed, e5m2, int8, w8, auto, each with -static or -dynamic after it; or a recipe file (.toml, .json).",
-)
-@SET
+@reading_options
+@recipe_options
 @click.option(
     "--approach",
     type=click.Choice(["static", "dynamic", "direct"]),
@@ -143,13 +115,7 @@ main.add_command(warmup)
     type=click.Choice(["auto", "yes", "no"]),
     help="Keep the first convolution and the last linear in FP32; auto: in convolutional networks. By default the recipe's.",
 )
-@click.option(
-    "--calibration",
-    metavar="DATA",
-    help="Inputs like those the model will see: .npz, .npy, a folder of them, or pkg.mod:factory giving batches. "
-    "Needed where activation scales are static, and by all that measures: SmoothQuant, bias correction, auto, ...",
-)
-@click.option("--recalibration", metavar="DATA", help="Inputs for the re-calibration of BatchNorm; by default those for calibration.")
+@calibration_options
 @click.option("--samples", type=click.IntRange(min=1), help="How many calibration samples to use; by default the recipe's: 300.")
 def convert(source: str, output: Path, report_file: Path | None, **options: Any) -> None:
     """Convert a trained model to FP8.
@@ -172,14 +138,7 @@ def convert(source: str, output: Path, report_file: Path | None, **options: Any)
     recipe = with_settings(find_recipe(options["recipe"]), options["settings"]).adjusted(
         approach=options["approach"], ops=options["ops"], skip=options["skip"], keep_first_last=options["keep_first_last"]
     )
-    graph = _converter()(
-        source,
-        module=options["module"],
-        key=options["key"],
-        example_inputs=options["example_inputs"],
-        dynamic=_dynamic_axes(options["dynamic_axes"]),
-        pooling=options["pooling"],
-    )
+    graph = read(_converter, source, options)
     with progress() as told:
         result = quantize_model(
             graph, recipe, options["calibration"], recalibration=options["recalibration"], samples=options["samples"], progress=told
@@ -316,15 +275,6 @@ def _converter() -> Any:
     except ImportError as error:  # pragma: no cover - a broken installation
         raise MissingDependencyError("the converters are not installed: pip install fp8np") from error
     return read_source
-
-
-def _dynamic_axes(texts: Sequence[str]) -> dict[str, dict[int, str]] | None:
-    from fp8np._sizes import dynamic_axes
-
-    try:
-        return dynamic_axes(texts)
-    except InputError as error:
-        raise click.BadParameter(str(error), param_hint="--dynamic-axis") from error
 
 
 def _bound(array: Any, which: str) -> float | None:
