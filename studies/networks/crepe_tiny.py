@@ -1,4 +1,4 @@
-"""CREPE, the tiny one: arXiv 1802.06182."""
+"""CREPE, the tiny one: arXiv 1802.06182. Convolutions along time, which its checkpoint has as pictures one pixel wide."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ class CrepeTiny(nn.Module):
         super().__init__()
         for i in range(6):
             kernel, stride = (512, 4) if i == 0 else (64, 1)
-            setattr(self, f"conv{i + 1}", nn.Conv2d(CHANNELS[i], CHANNELS[i + 1], (kernel, 1), (stride, 1)))
-            setattr(self, f"conv{i + 1}_BN", nn.BatchNorm2d(CHANNELS[i + 1], eps=1e-3))
+            setattr(self, f"conv{i + 1}", nn.Conv1d(CHANNELS[i], CHANNELS[i + 1], kernel, stride))
+            setattr(self, f"conv{i + 1}_BN", nn.BatchNorm1d(CHANNELS[i + 1], eps=1e-3))
         self.classifier = nn.Linear(256, 360)
 
     def forward(self, frames: torch.Tensor) -> torch.Tensor:
-        x = frames[:, None, :, None]
+        x = frames.unsqueeze(1)
         for i, padding in enumerate(PADDING, 1):
-            x = F.relu(getattr(self, f"conv{i}")(F.pad(x, (0, 0, *padding))))
-            x = F.max_pool2d(getattr(self, f"conv{i}_BN")(x), (2, 1))
-        return torch.sigmoid(self.classifier(x.permute(0, 2, 1, 3).flatten(1)))
+            x = F.relu(getattr(self, f"conv{i}")(F.pad(x, padding)))
+            x = F.max_pool1d(getattr(self, f"conv{i}_BN")(x), 2)
+        return torch.sigmoid(self.classifier(x.transpose(1, 2).flatten(1)))
