@@ -17,6 +17,7 @@ from fp8np.cli_recipe import recipe
 from fp8np.cli_report import diff, report
 from fp8np.cli_source import READING, Sectioned, calibration_options, read, reading_options, recipe_options
 from fp8np.cli_study import study
+from fp8np.cli_tune import tune
 from fp8np.cli_verify import verify
 from fp8np.cli_warmup import warmup
 from fp8np.errors import Fp8npError, InputError, MissingDependencyError
@@ -65,6 +66,7 @@ def main(ctx: click.Context) -> None:
     fp8np run      model.safetensors inputs.npz -o outputs.npz
     fp8np inspect  model.safetensors
     fp8np evaluate model.safetensors --data labelled.npz --metric accuracy
+    fp8np tune     FOLDER -o model.safetensors --recipe-out tuned.toml --data labelled.npz --metric accuracy
     fp8np report   model.safetensors --against fp32.safetensors --data data.npz --html report.html
     fp8np diff     a.safetensors b.safetensors --data data.npz
     fp8np explain  0.3
@@ -84,6 +86,7 @@ main.add_command(report)
 main.add_command(diff)
 main.add_command(explain)
 main.add_command(verify)
+main.add_command(tune)
 main.add_command(recipe)
 main.add_command(study)
 main.add_command(bench)
