@@ -64,7 +64,7 @@ _TARGET = Target()
 @reading_options
 @click.pass_obj
 def tune(
-    converter: Callable[[], Any], source: str, model: Path, recipe_out: Path, keep_best: bool, facts: Path | None, **options: Any
+    converter: Callable[[], Any], /, source: str, model: Path, recipe_out: Path, keep_best: bool, facts: Path | None, **options: Any
 ) -> None:
     """Change a recipe until your metric loses no more than a tolerance.
 
