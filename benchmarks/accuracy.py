@@ -62,7 +62,7 @@ def sentences(part: str, export: bool = False) -> Callable[[Path, Path], Workloa
 
         name = f"MiniLM, STS-B {part}" + (", torch.export" if export else "")
         return from_study(
-            name, "Spearman", minilm, alike, folders, part=part, graph=graph, logits=lambda output: output["last_hidden_state"]
+            name, "Spearman", minilm, alike, folders, part=f"sts_{part}", graph=graph, logits=lambda output: output["last_hidden_state"]
         )
 
     return workload

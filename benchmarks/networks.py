@@ -115,8 +115,8 @@ def minilm(setting: Setting) -> Network:
     from fp8np_studies import minilm as given
 
     folders = {"models": setting.models, "shared": setting.shared}
-    batches = _cut((batch for batch, _ in given.test(folders)), sentences(setting) // SENTENCES)
-    calibration = _cut(given.test_calibration(folders), 4, batches[0]["input_ids"].shape[1])
+    batches = _cut((batch for batch, _ in given.sts_test(folders)), sentences(setting) // SENTENCES)
+    calibration = _cut(given.sts_test_calibration(folders), 4, batches[0]["input_ids"].shape[1])
     with quiet():
         module = HiddenStates(given.network(folders).bert).eval()
     return Network(module, from_folder(given.folder(folders)), batches, calibration, _hidden, pictures=False)

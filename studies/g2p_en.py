@@ -16,7 +16,7 @@ import numpy as np
 
 from fp8np_studies._folders import Folders, find
 
-__all__ = ["calibration", "network", "phoneme_accuracy", "test", "units"]
+__all__ = ["calibration", "data", "network", "phoneme_accuracy", "units"]
 
 WORDS, CALIBRATION, BATCH = 2000, 300, 64
 A, LAST = 3, 2
@@ -57,7 +57,7 @@ def _torch_name(stored: str) -> str:
     return f"{part}.{ {'w': 'weight', 'b': 'bias'}[kind] }_{source}" + ("_l0" if part == "enc" else "")
 
 
-def test(folders: Folders) -> Iterator[tuple[Any, Any]]:
+def data(folders: Folders) -> Iterator[tuple[Any, Any]]:
     """Words of one length in each batch, shortest first, with phonemes (B, pronunciations, L), PAD where there are fewer.
 
     Raises:
@@ -122,7 +122,7 @@ def units(outputs: Sequence[Any], labels: Sequence[Any]) -> tuple[Any, Any]:
 
     Args:
         outputs: scores (B, 20, phonemes) of each batch.
-        labels: as `test` has them.
+        labels: as `data` has them.
     """
     counts = []
     for scores, label in zip(outputs, labels, strict=True):

@@ -16,7 +16,7 @@ import numpy as np
 from fp8np_studies._batches import cut
 from fp8np_studies._folders import Folders, find
 
-__all__ = ["dev", "dev_calibration", "folder", "network", "pairs", "sentences", "test", "test_calibration"]
+__all__ = ["folder", "network", "pairs", "sentences", "sts_dev", "sts_dev_calibration", "sts_test", "sts_test_calibration"]
 
 BATCH = 64
 CALIBRATION = 300
@@ -43,23 +43,23 @@ def network(folders: Folders) -> Any:
     return module
 
 
-def dev(folders: Folders) -> Iterator[tuple[Any, Any]]:
+def sts_dev(folders: Folders) -> Iterator[tuple[Any, Any]]:
     """The 1500 pairs of the development part: batches of tokens (2 * pairs, T), and how alike each pair is, 0 to 5."""
     return _labelled(folders, "dev")
 
 
-def test(folders: Folders) -> Iterator[tuple[Any, Any]]:
+def sts_test(folders: Folders) -> Iterator[tuple[Any, Any]]:
     """The 1379 pairs of the test part."""
     return _labelled(folders, "test")
 
 
-def dev_calibration(folders: Folders) -> Iterator[Any]:
-    """300 sentences for `dev`."""
+def sts_dev_calibration(folders: Folders) -> Iterator[Any]:
+    """300 sentences for `sts_dev`."""
     return tokens(folders, sentences(folders, "test")[0][:CALIBRATION])
 
 
-def test_calibration(folders: Folders) -> Iterator[Any]:
-    """300 sentences for `test`."""
+def sts_test_calibration(folders: Folders) -> Iterator[Any]:
+    """300 sentences for `sts_test`."""
     return tokens(folders, sentences(folders, "dev")[0][:CALIBRATION])
 
 

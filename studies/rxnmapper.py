@@ -16,7 +16,7 @@ import numpy as np
 from fp8np.errors import InputError
 from fp8np_studies._folders import Folders, find
 
-__all__ = ["calibration", "network", "test", "token_accuracy", "units"]
+__all__ = ["calibration", "data", "network", "token_accuracy", "units"]
 
 STRIDE = 7
 """One token in so many is masked: about as many as in training."""
@@ -68,7 +68,7 @@ def _own_name(stored: str) -> str | None:
     return f"{_NAMES[path]}.{kind}" if path in _NAMES else None
 
 
-def test(folders: Folders) -> Iterator[tuple[Any, Any]]:
+def data(folders: Folders) -> Iterator[tuple[Any, Any]]:
     """A reaction a batch: STRIDE rows; and int64 (STRIDE, T), the tokens that were masked, else NOT_ASKED.
 
     Raises:

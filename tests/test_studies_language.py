@@ -103,7 +103,7 @@ def test_greedy_decoding_is_the_wheels_and_stays_so_as_a_graph(wheel: dict[str, 
 
 
 def test_words_are_plain_and_have_all_their_pronunciations(wheel: dict[str, Path]) -> None:
-    batches = list(g2p_en.test(wheel))
+    batches = list(g2p_en.data(wheel))
     assert [inputs.shape for inputs, _ in batches] == [(64, 3), (9, 3), (1, 5)]
     np.testing.assert_array_equal(batches[0][0][0], [1 + 3, 4 + 3, 2])  # "be": b is the second letter
     (four, both) = batches[-1]
@@ -114,7 +114,7 @@ def test_words_are_plain_and_have_all_their_pronunciations(wheel: dict[str, Path
 
 def test_calibration_words_are_not_tested(wheel: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(g2p_en, "WORDS", 20)
-    tested = {tuple(word) for inputs, _ in g2p_en.test(wheel) for word in inputs}
+    tested = {tuple(word) for inputs, _ in g2p_en.data(wheel) for word in inputs}
     calibrated = [tuple(word) for inputs in g2p_en.calibration(wheel) for word in inputs]
     assert len(tested) == 20
     assert len(calibrated) == len(set(calibrated)) == 74 - 20
@@ -181,7 +181,7 @@ def vocabulary(tmp_path: Path) -> dict[str, Path]:
 
 
 def test_every_token_of_a_reaction_is_asked_for_once(vocabulary: dict[str, Path]) -> None:
-    tested = list(rxnmapper.test(vocabulary))
+    tested = list(rxnmapper.data(vocabulary))
     for inputs, label in tested:
         asked = label != rxnmapper.NOT_ASKED
         np.testing.assert_array_equal(asked.sum(axis=0), [0] + [1] * (asked.shape[1] - 2) + [0])
@@ -228,7 +228,7 @@ def sentences(tmp_path: Path) -> dict[str, Path]:
 
 
 def test_pairs_stay_together_in_a_batch(sentences: dict[str, Path]) -> None:
-    first, second = minilm.test(sentences)
+    first, second = minilm.sts_test(sentences)
     np.testing.assert_array_equal(first[0]["input_ids"][:4], [[2, 1, 3], [2, 0, 0], [3, 0, 0], [4, 5, 0]])
     np.testing.assert_array_equal(first[0]["attention_mask"][:4], [[1, 1, 1], [1, 0, 0], [1, 0, 0], [1, 1, 0]])
     assert [len(batch["input_ids"]) for batch in (first[0], second[0])] == [64, 6]
@@ -236,10 +236,10 @@ def test_pairs_stay_together_in_a_batch(sentences: dict[str, Path]) -> None:
 
 
 def test_each_part_is_calibrated_on_the_other(sentences: dict[str, Path]) -> None:
-    assert sum(len(batch["input_ids"]) for batch in minilm.test_calibration(sentences)) == 300
-    assert {int(i) for batch in minilm.test_calibration(sentences) for i in batch["input_ids"].ravel()} == {5}
-    assert sum(len(batch["input_ids"]) for batch in minilm.dev_calibration(sentences)) == 70
-    assert len(list(minilm.dev(sentences))) == 7
+    assert sum(len(batch["input_ids"]) for batch in minilm.sts_test_calibration(sentences)) == 300
+    assert {int(i) for batch in minilm.sts_test_calibration(sentences) for i in batch["input_ids"].ravel()} == {5}
+    assert sum(len(batch["input_ids"]) for batch in minilm.sts_dev_calibration(sentences)) == 70
+    assert len(list(minilm.sts_dev(sentences))) == 7
 
 
 def test_sentence_encoder_is_the_graph_of_the_native_reader(tmp_path: Path) -> None:
