@@ -182,7 +182,7 @@ def warnings_of(graph: Graph, ranges: Mapping[Need, Range]) -> list[str]:
         found.setdefault(
             name,
             f"activation {name!r}{read}: its range rests on one outlier: {r.loudest:.3g} in sample {r.at}, while {others}{BULK} % of all "
-            f"numbers are at most {r.bulk:.3g}; consider calibrator = 'percentile {BULK}' or 'mse'",
+            f"numbers are at most {r.bulk:.3g}; look at that sample, or try calibrator = 'percentile {BULK}' or 'mse'",
         )
     return list(found.values())
 

@@ -151,7 +151,7 @@ def test_one_sample_that_stretches_a_range_is_worth_a_warning(samples: int, fact
     if warned:
         assert "activation 'x' (read by node 'fc' (linear, from net.fc))" in found[0]
         assert f"{factor:.3g} in sample 12, while the other {samples - 1} go up to 1 and 99.99 % of all numbers are at most" in found[0]
-        assert "calibrator = 'percentile 99.99' or 'mse'" in found[0]
+        assert "look at that sample, or try calibrator = 'percentile 99.99' or 'mse'" in found[0]
 
 
 def test_who_clips_the_outlier_is_not_warned() -> None:
