@@ -393,6 +393,14 @@ def test_what_cannot_be_resampled_is_left_out() -> None:
     assert verdict(None, 0.01) == "undecided"
 
 
+def test_an_interval_that_misses_the_loss_is_widened() -> None:
+    # As that of a biased metric may.
+    interval = loss_interval(np.ones(100), np.full(100, 0.9), 0.05)
+    assert interval is not None
+    assert (interval.low, interval.high) == (0.05, pytest.approx(0.1))
+    assert loss_interval(np.ones(100), np.full(100, 0.9), 0.2) == dataclasses.replace(interval, low=interval.high, high=0.2)
+
+
 def test_equal_seeds_pair_resamples_of_any_metric(workplace: Path) -> None:
     rng = np.random.default_rng(0)
     a, b = rng.standard_normal((2, 30, 3))
@@ -550,6 +558,17 @@ def test_figures_are_made_anew_without_running_the_model(workplace: Path, monkey
     path = Path("out/cells/toy/e4m3.npz")
     path.write_bytes(path.read_bytes()[:-40])
     assert run(again, study, cell)["status"] == "failed"
+
+
+def test_a_result_of_another_key_is_not_taken(workplace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made, study = bench()
+    run(made, study, None)
+    cell = Cell("toy", study.entries[0])
+    assert made.record(cell, "one")["key"] == "one"
+    assert made.record(cell, "two")["key"] == "two"
+    monkeypatch.setattr("fp8np.study.cell.quantize_model", None)
+    assert made.record(cell, "two")["status"] == "done"
+    assert made.record(cell, "one")["status"] == "failed"
 
 
 def test_data_that_change_between_runs_are_not_compared(workplace: Path) -> None:
