@@ -274,6 +274,15 @@ def test_limits_follow_the_two_sides_of_the_data() -> None:
     assert observed(np.full(10, -5.0), "percentile 50").limits() == pytest.approx((-5, -5), rel=0.01)
 
 
+@pytest.mark.parametrize("kind", CALIBRATORS)
+@pytest.mark.parametrize("fmt", [E5M2, E4M3, E3M4], ids=str)
+def test_mirrored_numbers_have_the_mirrored_range(kind: str, fmt: Any) -> None:
+    for seed in range(5):
+        data = drawn("normal", 3000, seed)
+        low, high = observed(data, kind).limits(fmt)
+        assert observed(-data, kind).limits(fmt) == (-high, -low)
+
+
 @pytest.mark.parametrize("kind", [k for k in CALIBRATORS if k != "moving_average"])
 def test_the_order_of_batches_is_of_no_consequence(kind: str) -> None:
     data = drawn("heavy tails", 1200).reshape(12, 100)
