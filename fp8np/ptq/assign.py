@@ -24,7 +24,7 @@ from fp8np.ptq.recipe import Override, Recipe, format_named
 from fp8np.scheme import Granularity, PerBlock, PerChannel, PerTensor, PerToken, Scheme
 from fp8np.tensor import QTensor
 
-__all__ = ["Decision", "decide", "is_convolutional", "needs", "overridden"]
+__all__ = ["TOKEN_OPS", "Decision", "decide", "is_convolutional", "needs", "overridden"]
 
 _CONVOLUTIONS = frozenset({"conv1d", "conv2d", "conv_transpose1d", "conv_transpose2d"})
 _PRODUCTS = frozenset({"matmul", "addmm", "einsum"})
@@ -272,13 +272,13 @@ def _scheme(graph: Graph, node: Node, i: int, settings: _Settings) -> Scheme | N
     if constant:
         cut = PerTensor() if direct else _cut(row, settings.weight_granularity, graph.facts(name).shape)
         return Scheme(fmt, cut, direct=direct, power_of_two=settings.power_of_two)
-    tokens = settings.activation_granularity == "token" and node.op in _TOKENS and len(graph.facts(name).shape) > 1
+    tokens = settings.activation_granularity == "token" and node.op in TOKEN_OPS and len(graph.facts(name).shape) > 1
     # Of a product of two computed matrices, the right one has no rows of its own: its columns are summed over.
-    cut = PerToken() if tokens and i == OPS[node.op].input_names.index(_TOKENS[node.op]) else PerTensor()
+    cut = PerToken() if tokens and i == OPS[node.op].input_names.index(TOKEN_OPS[node.op]) else PerTensor()
     return Scheme(fmt, cut, dynamic=settings.approach == "dynamic", direct=direct, power_of_two=settings.power_of_two and not direct)
 
 
-_TOKENS = MappingProxyType({"linear": "x", "matmul": "a", "addmm": "a"})
+TOKEN_OPS = MappingProxyType({"linear": "x", "matmul": "a", "addmm": "a"})
 """Ops that can have a scale for each row of an input."""
 
 

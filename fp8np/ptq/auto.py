@@ -1,18 +1,20 @@
-"""Automatic choice of formats, which the paper leaves open: for each tensor the format that costs its layers least, measured.
+"""Automatic choice of formats and granularities, which the paper leaves open: what costs the layers of each tensor least, measured.
 
 Of each product with a weight a few thousand rows of its operands are looked at. Rounding one operand and not the other costs
 
     weights       |x (w - ŵ)^T|²        activations      |(x - x̂) w^T|²
 
 relative to |x w^T|²; the two are independent enough to be chosen apart (section 3.2 of the paper mixes them in the same way). An
-activation that several layers read is rounded once, so their costs are added up. In the end the whole model with the formats chosen is
-compared with the models in one format each, and the best of all is taken: errors of layers do not add up as if they knew of each other.
+activation that several layers read is rounded once, so their costs are added up. A weight gets one scale where one for each channel is
+hardly better; an activation one for each token, found at each run, where that is much better and all its readers can. In the end the
+whole model with what was chosen is compared with the models in one format each, and the best of all is taken: errors of layers do not
+add up as if they knew nothing of each other.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -24,11 +26,12 @@ from fp8np.graph import Graph, leaves
 from fp8np.metrics import decibels
 from fp8np.observers import parse_calibrator
 from fp8np.ptq._matrix import Layer, layer_of
-from fp8np.ptq.assign import Decision, decide, needs
+from fp8np.ptq.assign import TOKEN_OPS, Decision, decide, needs
 from fp8np.ptq.codes import quantized_weight
 from fp8np.ptq.insert import insert, rounded_activation
 from fp8np.ptq.recipe import Format, Override, Recipe, paper_name
 from fp8np.scaling import dequantize
+from fp8np.scheme import PerTensor, PerToken
 from fp8np.watch import Watch
 
 __all__ = ["Choice", "choose_formats"]
@@ -165,9 +168,14 @@ def _costs(
         if scheme is not None:
             rounded = dequantize(quantized_weight(constant, scheme, recipe.weight_calibrator))
             costs.weights[fmt] = _energy(x @ (layer.matrix(rounded).transpose(0, 2, 1) - w))
+            one = dequantize(quantized_weight(constant, replace(scheme, granularity=PerTensor()), recipe.weight_calibrator))
+            costs.tensor[fmt] = _energy(x @ (layer.matrix(one).transpose(0, 2, 1) - w))
         read = schemes.get(layer.x_position)
         if read is not None:
             costs.activations[fmt] = _energy((x - rounded_activation(x, layer.x, read, ranges)) @ w)
+            if layer.node.op in TOKEN_OPS and not read.direct:
+                by_token = replace(read, granularity=PerToken(), dynamic=True)
+                costs.tokens[fmt] = _energy((x - rounded_activation(x, layer.x, by_token, ranges)) @ w)
     return costs
 
 
@@ -178,25 +186,51 @@ def _energy(array: Any) -> float:
 
 def _overrides(recipe: Recipe, measured: Mapping[str, _Costs]) -> list[Override]:
     together: dict[str, dict[Format, float]] = {}
+    tokens: dict[str, dict[Format, float]] = {}
     for costs in measured.values():
-        shared = together.setdefault(costs.layer.x, {})
-        for fmt, cost in costs.activations.items():
-            shared[fmt] = shared.get(fmt, 0.0) + cost / max(costs.signal, 1e-300)
+        for found, shared in ((costs.activations, together), (costs.tokens, tokens)):
+            sums = shared.setdefault(costs.layer.x, {})
+            for fmt in costs.activations:
+                sums[fmt] = sums.get(fmt, 0.0) + found.get(fmt, np.inf) / max(costs.signal, 1e-300)
     overrides = []
     for name, costs in measured.items():
         weights = min(costs.weights, key=costs.weights.__getitem__) if costs.weights else None
-        shared = together[costs.layer.x]
-        activations = min(shared, key=shared.__getitem__) if shared else None
-        said = {"weights": weights, "activations": activations}
-        texts = {role: paper_name(fmt) for role, fmt in said.items() if fmt is not None}
-        if texts:
-            overrides.append(Override(match=name, weights=texts.get("weights"), activations=texts.get("activations")))
+        activations, by_token = _best_activations(together[costs.layer.x], tokens[costs.layer.x])
+        if weights is None and activations is None:
+            continue
+        overrides.append(
+            Override(
+                match=name,
+                weights=None if weights is None else paper_name(weights),
+                activations=None if activations is None else paper_name(activations),
+                approach="dynamic" if by_token else None,
+                weight_granularity="tensor" if weights is not None and _one_is_enough(costs, weights) else None,
+                activation_granularity="token" if by_token else None,
+            )
+        )
     return overrides
+
+
+def _best_activations(one: Mapping[Format, float], tokens: Mapping[Format, float]) -> tuple[Format | None, bool]:
+    """The best format of an activation, and whether with scales for tokens."""
+    if not one:
+        return None, False
+    best, finer = (min(costs, key=costs.__getitem__) for costs in (one, tokens))
+    return (finer, True) if tokens[finer] * 10 ** (_TOKENS_WORTH / 10) < one[best] else (best, False)
+
+
+def _one_is_enough(costs: _Costs, weights: Format) -> bool:
+    return costs.tensor.get(weights, np.inf) <= costs.weights[weights] * 10 ** (_TENSOR_ENOUGH / 10)
 
 
 def _reason(costs: _Costs) -> str:
     parts = []
-    for role, found in (("weights", costs.weights), ("activations", costs.activations)):
+    for role, found in (
+        ("weights", costs.weights),
+        ("with one scale", costs.tensor),
+        ("activations", costs.activations),
+        ("with one for each token", costs.tokens),
+    ):
         if found:
             shown = ", ".join(f"{paper_name(fmt)} {decibels(costs.signal, cost):.1f}" for fmt, cost in found.items())
             parts.append(f"{role} {shown} dB")
