@@ -34,7 +34,7 @@ main { max-width: 100%; }
 #layers td.wide:not(.name) { white-space: nowrap; }
 td.low { color: var(--bad); font-weight: 600; }
 .pictures { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(28rem, 100%), 1fr)); gap: 1rem; }
-.pictures p, .pictures figcaption { margin: 0 0 .2rem; overflow-wrap: anywhere; }
+.detail p, .pictures figcaption { margin: 0 0 .2rem; overflow-wrap: anywhere; }
 svg { display: block; width: 100%; height: auto; }
 svg .bar { fill: var(--accent); opacity: .6; }
 svg .values { stroke: var(--warn); stroke-width: 1; fill: none; }
