@@ -9,7 +9,7 @@ from fp8np.formats import FloatFormat
 from fp8np.graph import Node
 from fp8np.ptq.assign import Decision, needs
 from fp8np.ptq.recipe import RECIPES, paper_name
-from fp8np.scheme import PerChannel, PerTensor, PerToken, Scheme
+from fp8np.scheme import PerTensor, Scheme
 from fp8np.tuning.bench import Bench, without_techniques
 from fp8np.tuning.change import Change, changed
 from fp8np.tuning.ranking import Ranking
@@ -20,7 +20,9 @@ Settings = Mapping[str, str]
 
 _FORMATS = tuple(dict.fromkeys(f for recipe in RECIPES.values() for f in recipe.candidates))
 _WORTH = 0.5
-"""Decibels by which another choice has to be better."""
+"""Decibels by which other formats have to be better."""
+_HARM = 3.0
+"""Decibels by which finer scales may be worse: of few large numbers, rounded in two ways, chance says as much."""
 _GROUP = "group 32"
 _WITH_TOKENS = ("linear", "matmul", "addmm")
 
@@ -50,24 +52,31 @@ class Options:
     def formats(self, name: str) -> Settings | None:
         """What an override says to hold a node in the best other formats; None where none is better."""
         if name not in self._formats:
-            self._formats[name] = self._best(name, self._other_formats(name), self._ranking.own(self._now[name]))
+            self._formats[name] = self._best(name, self._other_formats(name), self._ranking.own(self._now[name]) + _WORTH)
         return self._formats[name]
 
     def finer(self, name: str) -> Settings | None:
-        """The same with finer scales too; None where these do not help more."""
+        """The same with finer scales too, the finest that do no harm; None where there are none."""
         if name not in self._finer:
             formats = self.formats(name) or self._as_it_is(name)
-            choices = [{**formats, **more} for more in self._finer_scales(name)] if formats is not None else []
-            before = self._ranking.own(self._decision(name, formats)) if choices and formats is not None else 0.0
-            self._finer[name] = self._best(name, choices, before)
+            self._finer[name] = None if formats is None else self._finest(name, formats)
         return self._finer[name]
 
-    def _best(self, name: str, choices: Iterable[Settings], before: float) -> Settings | None:
-        best, least = None, before + _WORTH
+    def _finest(self, name: str, formats: Settings) -> Settings | None:
+        now = self._decision(name, formats)
+        apart = [{**formats, **step} for step in self._steps(name)]
+        apart = [settings for settings in apart if self._decision(name, settings).schemes != now.schemes]
+        together = {key: value for settings in apart for key, value in settings.items()}
+        # A sum of squares does not see small numbers beside large ones, which is what finer scales are for: they need not gain by it.
+        least = self._ranking.own(now) - _HARM
+        choices = [together, *apart] if len(apart) > 1 else apart
+        return next((s for s in choices if self._ranking.own(self._decision(name, s)) >= least), None)
+
+    def _best(self, name: str, choices: Iterable[Settings], least: float) -> Settings | None:
+        best = None
         for settings in choices:
-            decision = self._decision(name, settings)
-            sqnr = self._ranking.own(decision) if decision.schemes else 0.0
-            if decision.schemes and sqnr >= least:
+            sqnr = self._ranking.own(self._decision(name, settings))
+            if sqnr >= least:
                 best, least = settings, sqnr
         return best
 
@@ -99,18 +108,14 @@ class Options:
         read = {"activations": paper_name(formats[-1])} if activations else {}
         return {"weights": paper_name(formats[0]), **read}
 
-    def _finer_scales(self, name: str) -> Iterator[Settings]:
+    def _steps(self, name: str) -> Iterator[Settings]:
+        """To finer scales, of weights and of activations."""
         weights, activations = _operands(self._bench, self._nodes[name], self._now[name])
-        steps: list[Settings] = []
         if weights:
-            one = any(isinstance(scheme.granularity, PerTensor) and not scheme.direct for scheme in weights)
-            channels = any(isinstance(scheme.granularity, PerChannel) or scheme.direct for scheme in weights)
-            steps += [{"weight_granularity": "channel"}] * one + [{"weight_granularity": _GROUP}] * channels
-        if self._nodes[name].op in _WITH_TOKENS and activations and not any(isinstance(s.granularity, PerToken) for s in activations):
-            steps.append({"approach": "dynamic", "activation_granularity": "token"})
-        yield from steps
-        if len(steps) > 1:
-            yield {key: value for step in steps for key, value in step.items()}
+            one = all(isinstance(scheme.granularity, PerTensor) and not scheme.direct for scheme in weights)
+            yield {"weight_granularity": "channel" if one else _GROUP}
+        if self._nodes[name].op in _WITH_TOKENS and activations:
+            yield {"approach": "dynamic", "activation_granularity": "token"}
 
 
 def _operands(bench: Bench, node: Node, decision: Decision) -> tuple[list[Scheme], list[Scheme]]:

@@ -75,7 +75,7 @@ class Search:
         known = FP32_KEY in log.entries
         fp32 = self._entry(FP32_KEY, lambda: bench.prepared, "FP32")
         target.check_baseline(fp32.value)
-        self.baseline = self._trial(0, "FP32", get_recipe("fp32"), FP32_KEY, fp32, logged=known)
+        self.baseline = self._trial(0, "FP32", get_recipe("fp32"), Change(), FP32_KEY, fp32, logged=known)
 
     @property
     def best(self) -> Trial:
@@ -126,12 +126,15 @@ class Search:
         if self._changed_formats(formats, {}, "in other formats"):
             return
         finer = {name: settings for name in names if (settings := options.finer(name)) is not None}
-        if self._changed_formats(finer, formats, "with finer scales"):
-            return
         # On from the model in 8 bits that lost least.
-        start = self._changes[min((t for t in self.trials if not t.floats), key=lambda trial: trial.rank).key]
+        if self._changed_formats(finer, self._best_in_8_bits().formats, "with finer scales"):
+            return
+        start = self._best_in_8_bits()
         again = ranking.ranked(self._bench.decisions(changed(self._bench.prepared, plain, start)))
-        self._in_float32(start, [damage.node for damage in again])
+        self._in_float32(start, [damage.node for damage in again], formats)
+
+    def _best_in_8_bits(self) -> Change:
+        return self._changes[min((trial for trial in self.trials if not trial.floats), key=lambda trial: trial.rank).key]
 
     def _changed_formats(self, choices: Mapping[str, Settings], others: Mapping[str, Settings], what: str) -> bool:
         names = list(choices)
@@ -142,9 +145,9 @@ class Search:
 
         return _fewest(len(names), attempt) is not None
 
-    def _in_float32(self, start: Change, names: Sequence[str]) -> None:
-        def attempt(kept: Sequence[str]) -> Trial:
-            return self._attempt(replace(start, keep=tuple(kept)), f"{_counted(len(kept))} in float32")
+    def _in_float32(self, start: Change, names: Sequence[str], formats: Mapping[str, Settings]) -> None:
+        def attempt(kept: Sequence[str], change: Change = start, more: str = "") -> Trial:
+            return self._attempt(replace(change, keep=tuple(kept)), f"{_counted(len(kept))} in float32{more}")
 
         # Of a model with no node left nothing would be quantized.
         count = _fewest(len(names) - 1, lambda count: attempt(names[:count]))
@@ -156,6 +159,13 @@ class Search:
             fewer = [other for other in kept if other != name]
             if attempt(fewer).met:
                 kept = fewer
+        # Beside these, other formats may be needed for few nodes or none.
+        others = [name for name in formats if name not in kept]
+        if not attempt(kept, Change(), ", all others as they are").met:
+            _fewest(
+                len(others),
+                lambda count: attempt(kept, Change(formats={n: formats[n] for n in others[:count]}), f", {count} in other formats"),
+            )
 
     def _attempt(self, change: Change, what: str) -> Trial:
         recipe = changed(self._bench.prepared, self._bench.recipe, change)
@@ -166,7 +176,7 @@ class Search:
             number = len(self.trials) + 1
             known = key in self._log.entries
             entry = self._entry(key, lambda: self._bench.quantized(recipe), f"trial {number}, {what}")
-            self._known[key] = trial = self._trial(number, what, recipe, key, entry, logged=known)
+            self._known[key] = trial = self._trial(number, what, recipe, change, key, entry, logged=known)
             self._changes[key] = change
             self.trials.append(trial)
         return self._known[key]
@@ -182,10 +192,11 @@ class Search:
             self._log.add(key, Entry(value, graph_digest(graph), time.perf_counter() - start), what)
         return self._log.entries[key]
 
-    def _trial(self, number: int, what: str, recipe: Recipe, key: str, entry: Entry, *, logged: bool) -> Trial:
+    def _trial(self, number: int, what: str, recipe: Recipe, change: Change, key: str, entry: Entry, *, logged: bool) -> Trial:
         loss = self._target.loss(self.baseline.value if number else entry.value, entry.value)
         floats = len(self._quantized - self._quantized_by(recipe))
-        trial = Trial(number, what, recipe, key, entry.value, loss, self._target.met(loss), floats, entry.seconds, logged)
+        changes = sum(len(settings) for name, settings in change.formats.items() if name not in change.keep)
+        trial = Trial(number, what, recipe, key, entry.value, loss, self._target.met(loss), floats, changes, entry.seconds, logged)
         if self._told is not None:
             self._told(trial)
         return trial

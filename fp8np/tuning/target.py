@@ -51,9 +51,10 @@ class Target:
     @property
     def name(self) -> str:
         """Of the metric."""
-        return (
-            self.metric if isinstance(self.metric, str) else f"{self.metric.__module__}:{getattr(self.metric, '__qualname__', self.metric)}"
-        )
+        if isinstance(self.metric, str):
+            return self.metric
+        made = self.metric if hasattr(self.metric, "__qualname__") else type(self.metric)
+        return f"{made.__module__}:{made.__qualname__}"
 
     @property
     def identity(self) -> str:

@@ -24,6 +24,7 @@ class Trial:
         loss: against FP32, in what the tolerance is given in.
         met: whether it is within the tolerance.
         floats: how many nodes stay in float32 that the recipe to be tuned would quantize.
+        changes: how many formats and granularities of nodes it names beside those.
         seconds: what quantizing and measuring took.
         logged: whether it was read from the log.
     """
@@ -36,13 +37,14 @@ class Trial:
     loss: float
     met: bool
     floats: int
+    changes: int
     seconds: float
     logged: bool
 
     @property
     def rank(self) -> tuple[float, ...]:
-        """Less is better: what meets the target with the fewest nodes in float32; of what does not, what loses least."""
-        return (0.0, self.floats, self.loss, self.number) if self.met else (1.0, self.loss, self.number)
+        """Less is better: what meets the target with the fewest nodes in float32, then the fewest changes; else what loses least."""
+        return (0.0, self.floats, self.changes, self.loss, self.number) if self.met else (1.0, self.loss, self.number)
 
     def as_dict(self) -> dict[str, Any]:
         """Plain data for JSON."""
@@ -54,6 +56,7 @@ class Trial:
             "loss": plain(self.loss),
             "met": self.met,
             "floats": self.floats,
+            "changes": self.changes,
             "seconds": self.seconds,
             "logged": self.logged,
         }
