@@ -92,7 +92,7 @@ def test_the_nodes_in_float32_are_the_fewest(broken: set[int]) -> None:
 
 
 def test_a_node_that_the_ranking_overrates_is_given_back() -> None:
-    # Much of what the output says of branch 0 never reaches the metric, which sees the last eight columns alone.
+    # All three hurt the output, but the metric sees the columns of branch 1 alone.
     graph = branches(LOST, LOST, LOST, 1)
 
     def metric(outputs: Any, labels: Any) -> float:
