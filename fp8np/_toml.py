@@ -12,8 +12,11 @@ from typing import Any
 
 __all__ = ["Document", "read_document"]
 
-_HEADER = re.compile(r"\s*(\[\[?)\s*([^\]#]+?)\s*\]\]?\s*(?:#.*)?$")
-_KEY = re.compile(r"\s*([A-Za-z0-9_.-]+|\"[^\"]*\"|'[^']*')\s*=")
+_NAME = r"""(?:[A-Za-z0-9_-]+|"[^"]*"|'[^']*')"""
+_NAMES = rf"{_NAME}(?:\s*\.\s*{_NAME})*"
+_HEADER = re.compile(rf"\s*(\[\[?)\s*({_NAMES})\s*\]\]?\s*(?:#.*)?$")
+_KEY = re.compile(rf"\s*({_NAMES})\s*=")
+_LINE = re.compile(r"at line (\d+)")
 _JSON_KEY = re.compile(r'"((?:[^"\\]|\\.)*)"\s*:')
 
 
@@ -54,37 +57,53 @@ def read_document(path: Path, error: type[Exception]) -> Document:
         OSError: there is no such file.
     """
     try:
-        text = path.read_text(encoding="utf-8")
+        # A byte order mark is what some editors begin a file with.
+        text = path.read_text(encoding="utf-8-sig")
         if path.suffix == ".json":
             data = json.loads(text)
             if not isinstance(data, dict):
-                raise error(f"{path}: expected an object, got {type(data).__name__}")
+                raise error(f"{path.name}: expected an object, got {type(data).__name__}")
             return Document(path.name, data, _json_lines(text, data))
         return Document(path.name, tomllib.loads(text), _toml_lines(text))
     except json.JSONDecodeError as problem:
         raise error(f"{path.name}:{problem.lineno}: not JSON: {problem.msg}") from problem
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as problem:
-        raise error(f"{path.name}: not TOML: {problem}") from problem
+    except tomllib.TOMLDecodeError as problem:
+        line = _LINE.search(str(problem))
+        raise error(f"{path.name}{f':{line[1]}' if line else ''}: not TOML: {problem}") from problem
+    except UnicodeDecodeError as problem:
+        raise error(f"{path.name}: not text in UTF-8: {problem}") from problem
+    except RecursionError as problem:
+        raise error(f"{path.name}: tables within tables too deep to be read") from problem
 
 
 def _toml_lines(text: str) -> dict[tuple[str | int, ...], int]:
-    # tomllib does not tell lines. Keys of arrays within arrays, and inline tables, are found with the key they belong to.
+    # tomllib does not tell lines. What is in inline tables is found with the key they belong to.
     lines: dict[tuple[str | int, ...], int] = {}
-    counts: dict[str, int] = {}
+    last: dict[tuple[str | int, ...], int] = {}
     table: tuple[str | int, ...] = ()
-    for number, line in enumerate(text.splitlines(), 1):
+
+    def found(path: tuple[str | int, ...], number: int) -> None:
+        for end in range(len(path), 0, -1):
+            lines.setdefault(path[:end], number)
+
+    for number, line in enumerate(text.split("\n"), 1):
         header = _HEADER.match(line)
         if header:
-            name = header[2]
+            table = ()
+            for part in _parts(header[2]):
+                # Of an array of tables the last one is meant.
+                table = (*table, *((last[table],) if table in last else ()), part)
             if header[1] == "[[":
-                counts[name] = counts.get(name, -1) + 1
-                table = (name, counts[name])
-            else:
-                table = tuple(part.strip().strip("\"'") for part in name.split("."))
-            lines.setdefault(table, number)
+                last[table] = last.get(table, -1) + 1
+                table = (*table, last[table])
+            found(table, number)
         elif key := _KEY.match(line):
-            lines.setdefault((*table, key[1].strip("\"'")), number)
+            found((*table, *_parts(key[1])), number)
     return lines
+
+
+def _parts(names: str) -> tuple[str, ...]:
+    return tuple(part.strip("\"'") for part in re.findall(_NAME, names))
 
 
 def _json_lines(text: str, data: Any) -> dict[tuple[str | int, ...], int]:
@@ -103,6 +122,9 @@ def _json_lines(text: str, data: Any) -> dict[tuple[str | int, ...], int]:
         elif isinstance(part, list):
             for i, value in enumerate(part):
                 walk(value, (*path, i))
+                inner = [line for key, line in lines.items() if key[: len(path) + 1] == (*path, i)]
+                if inner:
+                    lines[(*path, i)] = min(inner)
 
     walk(data, ())
     return lines

@@ -20,7 +20,7 @@ from fp8np.graph import Graph, Node
 from fp8np.integers import INT8
 from fp8np.layers._op import OPS, Op
 from fp8np.ptq.integers import INTEGER_OPS
-from fp8np.ptq.recipe import Override, Recipe, format_named
+from fp8np.ptq.recipe import Override, Recipe, check_op, format_named
 from fp8np.scheme import Granularity, PerBlock, PerChannel, PerTensor, PerToken, Scheme
 from fp8np.tensor import QTensor
 
@@ -53,10 +53,11 @@ def decide(graph: Graph, recipe: Recipe) -> tuple[Decision, ...]:
         RecipeError: the recipe names ops that cannot be quantized, or nodes that the graph has not; or two of its overrides contradict
             each other.
     """
-    possible = sorted(name for name, row in OPS.items() if row.quantizable)
-    for where, name in [(f"recipe {recipe.name!r}", op) for op in sorted(recipe.ops)] + [(o.place, o.op) for o in recipe.overrides if o.op]:
-        if name not in possible:
-            raise RecipeError(f"{where or 'override'}: {name!r} is not an op that can be quantized; these can: {', '.join(possible)}")
+    for op in sorted(recipe.ops):
+        check_op(f"recipe {recipe.name!r}", op)
+    for override in recipe.overrides:
+        if override.op:
+            check_op(override.place or f"recipe {recipe.name!r}", override.op)
     nodes = [node for node in graph.nodes if OPS[node.op].quantizable]
     patterns = [(f"recipe {recipe.name!r}", p, " (to be skipped)") for p in recipe.skip]
     patterns += [(o.place or f"recipe {recipe.name!r}", o.match, "") for o in recipe.overrides if o.match]
@@ -110,7 +111,9 @@ def _first_and_last(graph: Graph, recipe: Recipe) -> Iterator[tuple[str, str]]:
 
 
 def _matches(node: Node, pattern: str) -> bool:
-    return fnmatchcase(node.name, pattern) or fnmatchcase(node.origin, pattern)
+    # Brackets are part of names, such as "layers[0]".
+    literal = pattern.replace("[", "[[]")
+    return fnmatchcase(node.name, literal) or fnmatchcase(node.origin, literal)
 
 
 @dataclass(frozen=True)
@@ -143,12 +146,24 @@ def _settings(graph: Graph, node: Node, recipe: Recipe, first_last: str, convolu
         chosen["approach"] = "static" if convolutional else "dynamic"
     if chosen["activation_granularity"] == "token" and chosen["approach"] != "dynamic":
         raise RecipeError(
-            f"recipe {recipe.name!r}: {node.place}: a token's scale is found at each run: activation_granularity = 'token' needs "
-            f"approach = 'dynamic', which is {chosen['approach']!r}"
+            f"{_place(node, recipe, 'activation_granularity', 'approach')}: {node.place}: a token's scale is found at each run: "
+            f"activation_granularity = 'token' needs approach = 'dynamic', which is {chosen['approach']!r}"
         )
     if chosen["weights"] is None and not reason:
-        reason = f"recipe {recipe.name} quantizes nothing"
+        if chosen["activations"] is not None and recipe.activations is None:
+            raise RecipeError(
+                f"{_place(node, recipe, 'activations')}: quantizes activations of {node.place}, whose weights have no format; "
+                "give weights, too"
+            )
+        reason = "kept in float32 by an override" if "weights" in said else f"recipe {recipe.name} quantizes nothing"
     return _Settings(**chosen, reason=reason)
+
+
+def _place(node: Node, recipe: Recipe, *settings: str) -> str:
+    """Where something about a node's settings was said: by the override that counts most, or by the recipe."""
+    said = [o for o in recipe.overrides if _rank(node, o) and any(name in o.settings for name in settings)]
+    place = max(said, key=lambda o: _rank(node, o)).place if said else ""
+    return place or f"recipe {recipe.name!r}"
 
 
 def overridden(node: Node, overrides: tuple[Override, ...]) -> dict[str, Any]:
@@ -170,7 +185,7 @@ def overridden(node: Node, overrides: tuple[Override, ...]) -> dict[str, Any]:
                 )
             if before is None or rank > before[0]:
                 found[name] = rank, value, override
-    formats = [(place, override) for setting, (place, _, override) in found.items() if setting != "keep"]
+    formats = [(found[role][0], found[role][2]) for role in ("weights", "activations") if role in found]
     if "keep" in found and found["keep"][1] and formats:
         kept, _, keeper = found["keep"]
         strongest = max(formats, key=lambda pair: pair[0])
@@ -196,7 +211,7 @@ def _rank(node: Node, override: Override) -> int:
 
 def _decision(graph: Graph, node: Node, recipe: Recipe, first_last: str, convolutional: bool) -> Decision:
     settings = _settings(graph, node, recipe, first_last, convolutional)
-    reason = settings.reason or _uncovered_by_integers(node, settings)
+    reason = settings.reason or _uncovered_by_integers(node, recipe, settings)
     schemes: dict[int, Scheme] = {}
     if not reason:
         for i in _quantizable(graph, OPS[node.op], node):
@@ -211,18 +226,18 @@ def _decision(graph: Graph, node: Node, recipe: Recipe, first_last: str, convolu
     return Decision(node.name, MappingProxyType({} if reason else schemes), reason)
 
 
-def _uncovered_by_integers(node: Node, settings: _Settings) -> str:
-    if INT8 not in (settings.weights, settings.activations):
+def _uncovered_by_integers(node: Node, recipe: Recipe, settings: _Settings) -> str:
+    # Tables of embeddings meet no activations.
+    alone = set(OPS[node.op].quantizable) == {"weight"}
+    formats = (settings.weights,) if alone else (settings.weights, settings.activations)
+    if INT8 not in formats:
         return ""
-    if node.op not in INTEGER_OPS:
-        return f"int8 does not cover {node.op}"
-    alone = "x" not in OPS[node.op].quantizable and "a" not in OPS[node.op].quantizable
-    if settings.weights is not INT8 or (settings.activations is not INT8 and not alone):
+    if set(formats) != {INT8}:
         raise RecipeError(
-            f"{node.place}: integers meet integers only: expected weights and activations to be int8, got "
-            f"{settings.weights or 'fp32'} and {settings.activations or 'fp32'}"
+            f"{_place(node, recipe, 'weights', 'activations')}: {node.place}: integers meet integers only: expected weights and "
+            f"activations to be int8, got {settings.weights or 'fp32'} and {settings.activations or 'fp32'}"
         )
-    return ""
+    return "" if node.op in INTEGER_OPS else f"int8 does not cover {node.op}"
 
 
 def _exemption(node: Node, recipe: Recipe) -> str:
@@ -263,6 +278,7 @@ def _obstacle(graph: Graph, node: Node, i: int) -> str:
 def _scheme(graph: Graph, node: Node, i: int, settings: _Settings) -> Scheme | None:
     """How an input without obstacle becomes FP8; None for an activation where the recipe leaves those alone."""
     direct = settings.approach == "direct"
+    powers = settings.power_of_two and not direct
     name = str(node.inputs[i])
     constant = name in graph.constants
     fmt = settings.weights if constant else settings.activations
@@ -271,11 +287,11 @@ def _scheme(graph: Graph, node: Node, i: int, settings: _Settings) -> Scheme | N
     row = OPS[node.op].quantizable[OPS[node.op].input_name(i)]
     if constant:
         cut = PerTensor() if direct else _cut(row, settings.weight_granularity, graph.facts(name).shape)
-        return Scheme(fmt, cut, direct=direct, power_of_two=settings.power_of_two)
+        return Scheme(fmt, cut, direct=direct, power_of_two=powers)
     tokens = settings.activation_granularity == "token" and node.op in TOKEN_OPS and len(graph.facts(name).shape) > 1
     # Of a product of two computed matrices, the right one has no rows of its own: its columns are summed over.
     cut = PerToken() if tokens and i == OPS[node.op].input_names.index(TOKEN_OPS[node.op]) else PerTensor()
-    return Scheme(fmt, cut, dynamic=settings.approach == "dynamic", direct=direct, power_of_two=settings.power_of_two and not direct)
+    return Scheme(fmt, cut, dynamic=settings.approach == "dynamic", direct=direct, power_of_two=powers)
 
 
 TOKEN_OPS = MappingProxyType({"linear": "x", "matmul": "a", "addmm": "a"})

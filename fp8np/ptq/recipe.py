@@ -16,6 +16,7 @@ from typing import Any
 from fp8np.errors import FormatError, RecipeError
 from fp8np.formats import FloatFormat, get_format
 from fp8np.integers import INT8, IntegerFormat
+from fp8np.layers._op import OPS
 from fp8np.observers import parse_calibrator
 
 __all__ = [
@@ -27,6 +28,7 @@ __all__ = [
     "Format",
     "Override",
     "Recipe",
+    "check_op",
     "format_named",
     "get_recipe",
     "paper_name",
@@ -69,7 +71,9 @@ def format_named(name: Any) -> Format | None:
         return name
     if name in ("fp32", "float32"):
         return None
-    return INT8 if name == INT8.name else get_format(_PAPER.get(name, name))
+    if name == INT8.name:
+        return INT8
+    return get_format(_PAPER.get(name, name) if isinstance(name, str) else name)
 
 
 def paper_name(fmt: Format | None) -> str:
@@ -116,8 +120,9 @@ class Override:
             raise RecipeError(f"{where}: says nothing about {self.subject}; give keep = true, or one of {', '.join(_SETTINGS)}")
         if said and self.keep:
             raise RecipeError(f"{where}: contradicts itself: keep = true leaves {self.subject} in float32, {next(iter(said))} quantizes it")
-        for name in ("weights", "activations"):
-            _valid_format(where, name, getattr(self, name))
+        weights, activations = (_valid_format(where, name, getattr(self, name)) for name in ("weights", "activations"))
+        if self.weights is not None and weights is None and activations is not None:
+            raise RecipeError(f"{where}: activations are quantized where they meet quantized weights, and weights = {self.weights!r}")
         _valid_words(where, self)
 
     @property
@@ -202,16 +207,17 @@ class Recipe:
         where = f"recipe {self.name!r}"
         for role in ("weights", "activations"):
             object.__setattr__(self, role, _valid_format(where, role, getattr(self, role)))
-        for fmt in self.candidates:
-            _valid_format(where, "candidates", fmt)
-        object.__setattr__(self, "candidates", tuple(f for name in self.candidates if (f := format_named(name)) is not None))
+        formats = [_valid_format(where, "candidates", name) for name in self.candidates]
+        if None in formats:
+            raise RecipeError(f"{where}: expected candidates to be formats; what stays in float32 is said by ops, skip or an override")
+        object.__setattr__(self, "candidates", tuple(dict.fromkeys(formats)))
         object.__setattr__(self, "ops", expanded(self.ops))
         object.__setattr__(self, "skip", tuple(self.skip))
         object.__setattr__(self, "overrides", tuple(self.overrides))
         if self.weights is None and self.activations is not None:
             raise RecipeError(f"{where}: activations are quantized where they meet quantized weights; weights has no format")
         _valid_words(where, self)
-        if self.keep_first_last not in (True, False, "auto"):
+        if not isinstance(self.keep_first_last, bool) and self.keep_first_last != "auto":
             raise RecipeError(f"{where}: expected keep_first_last to be 'auto', True or False, got {self.keep_first_last!r}")
         for role in ("calibrator", "weight_calibrator"):
             try:
@@ -283,15 +289,29 @@ def _valid_format(where: str, role: str, name: Any) -> Format | None:
 
 
 def _valid_words(where: str, said: Recipe | Override) -> None:
-    if said.approach is not None and said.approach not in APPROACHES:
+    silent = (None,) if isinstance(said, Override) else ()
+    if said.approach not in (*APPROACHES, *silent):
         raise RecipeError(f"{where}: expected approach to be one of {', '.join(APPROACHES)}, got {said.approach!r}")
     for role, known in (("weight_granularity", _GRANULARITY), ("activation_granularity", re.compile("tensor|token"))):
         text = getattr(said, role)
-        if text is not None and not (isinstance(text, str) and known.fullmatch(text)):
+        if text not in silent and not (isinstance(text, str) and known.fullmatch(text)):
             shown = "'tensor', 'channel', 'group N' or 'block NxM'" if known is _GRANULARITY else "'tensor' or 'token'"
             raise RecipeError(f"{where}: expected {role} to be {shown}, got {text!r}")
     if said.activation_granularity == "token" and said.approach in ("static", "direct"):
         raise RecipeError(f"{where}: a token's scale is found at each run: activation_granularity = 'token' needs approach = 'dynamic'")
+
+
+def check_op(where: str, name: str) -> None:
+    """Does nothing if an op of this name can be quantized.
+
+    Raises:
+        RecipeError: it cannot, or there is none.
+    """
+    possible = sorted(op for op, row in OPS.items() if row.quantizable)
+    if name not in possible:
+        close = difflib.get_close_matches(name, possible, n=1)
+        hint = f"; did you mean {close[0]}?" if close else ""
+        raise RecipeError(f"{where}: {name!r} is not an op that can be quantized; these can: {', '.join(possible)}{hint}")
 
 
 def expanded(ops: Iterable[str]) -> frozenset[str]:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +14,7 @@ from fp8np._toml import read_document
 from fp8np.errors import FormatError, RecipeError
 from fp8np.formats import FloatFormat
 from fp8np.integers import IntegerFormat
-from fp8np.ptq.recipe import COVERAGE, Override, Recipe, adjusted_ops, get_recipe, paper_name
+from fp8np.ptq.recipe import COVERAGE, Override, Recipe, adjusted_ops, check_op, get_recipe, paper_name
 
 __all__ = ["find_recipe", "read_recipe", "recipe_from_table", "recipe_table", "recipe_text", "with_settings"]
 
@@ -61,7 +63,8 @@ def recipe_from_table(table: Mapping[str, Any], place: Place, *, name: str = "")
     """
     keys = {f.name for f in dataclasses.fields(Recipe)} - {"overrides"} | {"base", "override"}
     _known(table, keys, place)
-    _typed("name", table.get("name", ""), str, place("name"))
+    if not _typed("name", table.get("name", "-"), str, place("name")):
+        raise RecipeError(f"{place('name')}: expected name to be a text, it is empty")
     _typed("base", table.get("base", ""), str, place("base"))
     try:
         base = get_recipe(table.get("base", "fp32"))
@@ -74,21 +77,29 @@ def recipe_from_table(table: Mapping[str, Any], place: Place, *, name: str = "")
     try:
         return base.replace(**changes)
     except (RecipeError, FormatError) as error:
-        # The message names the attribute.
-        key = next((k for k in table if k != "name" and k in str(error)), "name")
-        raise RecipeError(f"{place(key)}: {error}") from error
+        text = str(error).removeprefix(f"recipe {changes['name']!r}: ")
+        raise RecipeError(f"{_blamed(text, table, place)}: {error}") from error
 
 
 def _override(entry: Any, i: int, place: Place) -> Override:
-    where = place("override", i)
-    _typed("override", entry, dict, where)
-    _known(entry, {f.name for f in dataclasses.fields(Override)} - {"place"}, lambda *key: place("override", i, *key))
+    own = partial(place, "override", i)
+    _typed("override", entry, dict, own())
+    _known(entry, {f.name for f in dataclasses.fields(Override)} - {"place"}, own)
     for key, value in entry.items():
-        _typed(key, value, bool if key == "keep" else str, place("override", i, key))
+        _typed(key, value, bool if key == "keep" else str, own(key))
+    if "op" in entry:
+        check_op(own("op"), entry["op"])
     try:
-        return Override(**entry, place=where)
-    except FormatError as error:
-        raise RecipeError(str(error)) from error
+        return Override(**entry, place=own())
+    except (RecipeError, FormatError) as error:
+        text = str(error).removeprefix(f"{own()}: ")
+        raise RecipeError(f"{_blamed(text, entry, own)}: {text}") from error
+
+
+def _blamed(text: str, table: Mapping[str, Any], place: Place) -> str:
+    """The place of the key that a message is about: the first that it names."""
+    found = {key: match.start() for key in table if (match := re.search(rf"\b{re.escape(key)}\b", text))}
+    return place(*sorted(found, key=found.__getitem__)[:1])
 
 
 _LISTS = ("ops", "skip", "candidates")
@@ -100,6 +111,9 @@ def _read(key: str, value: Any, base: Recipe, place: Place) -> Any:
         names = [_typed(key, name, str, where) for name in _typed(key, value, list, where)]
         if key != "ops":
             return tuple(names)
+        for name in names:
+            if name.lstrip("+-") not in COVERAGE:
+                check_op(where, name.lstrip("+-"))
         try:
             return adjusted_ops(base.ops, names)
         except RecipeError as error:
