@@ -88,23 +88,33 @@ class Agreement:
     _own: float = 0.0
     _product: float = 0.0
     _channels: dict[int, Array] = field(default_factory=dict)
+    # Once it agrees well as it is, no factors are looked for any more.
+    _scaled: bool = True
 
     def add(self, value: Array, reference: Array) -> None:
         """Compares two arrays of one shape."""
         x, y = np.asarray(value, np.float64), np.asarray(reference, np.float64)
-        finite = np.isfinite(x) & np.isfinite(y)
-        apart = ~finite & ~((x == y) | (np.isnan(x) & np.isnan(y)))
         self.elements += x.size
-        x, y = np.where(finite, x, 0.0), np.where(finite, y, 0.0)
-        difference = x - y
-        if x.size:
-            self.largest = max(self.largest, np.inf if apart.any() else float(np.abs(difference).max()))
-            self._largest_reference = max(self._largest_reference, float(np.abs(y).max()))
+        with np.errstate(invalid="ignore"):
+            difference = x - y
+        if not np.isfinite(difference).all():
+            finite = np.isfinite(x) & np.isfinite(y)
+            if (~finite & (x != y) & ~(np.isnan(x) & np.isnan(y))).any():
+                self.largest = self._noise = np.inf
+            x, y, difference = (np.where(finite, z, 0.0) for z in (x, y, difference))
+        self.largest = max(self.largest, _amax(difference))
+        self._largest_reference = max(self._largest_reference, _amax(y))
         self._signal += float(np.vdot(y, y))
         self._own += float(np.vdot(x, x))
         self._product += float(np.vdot(x, y))
-        self._noise += np.inf if apart.any() else float(np.vdot(difference, difference))
-        for axis in {1, x.ndim - 1} if x.ndim > 1 else ():
+        self._noise += float(np.vdot(difference, difference))
+        if self.sqnr < _CLOSE:
+            self._by_channel(x, y)
+        else:
+            self._scaled = False
+
+    def _by_channel(self, x: Array, y: Array) -> None:
+        for axis in {1, x.ndim - 1} if x.ndim > 1 and self._scaled else ():
             others = tuple(i for i in range(x.ndim) if i != axis)
             sums = np.stack([np.sum(x * x, others), np.sum(x * y, others), np.sum(y * y, others)])
             known = self._channels.get(axis)
@@ -135,7 +145,7 @@ class Agreement:
         difference. So it is where a pass has moved scales from layer to layer: then the plain figure says nothing.
         """
         best = self.sqnr
-        if not best < _CLOSE:
+        if not (self._scaled and best < _CLOSE):
             return None
         for own, product, signal in self._channels.values():
             if self.elements < _NUMBERS * own.size:
@@ -143,3 +153,7 @@ class Agreement:
             noise = float(np.sum(own - np.divide(product**2, signal, out=np.zeros_like(signal), where=signal > 0)))
             best = max(best, decibels(float(np.sum(own)), max(noise, 0.0)))
         return best if best >= self.sqnr + _EXPLAINED else None
+
+
+def _amax(x: Array) -> float:
+    return float(max(x.max(), -x.min())) if x.size else 0.0
