@@ -312,11 +312,11 @@ def _cut(standard: Granularity, words: str, shape: tuple[Any, ...]) -> Granulari
         return standard
     if kind == "group":
         group = int(lengths)
-        block = [0 if axis > 1 else 1 for axis in range(len(shape))]
+        block = [0] * len(shape)
         # A group as long as the axis is a channel.
         if shape[inner] <= group:
             return standard
-        block[inner] = group
+        block[channel], block[inner] = 1, group
         return PerBlock(tuple(block))
     rows, columns = (int(n) for n in lengths.split("x"))
     return PerBlock((rows, columns) if inner else (columns, rows))

@@ -26,7 +26,7 @@ import numpy as np
 from fp8np.calibrate import Need, Range
 from fp8np.check import check
 from fp8np.data import Batch, Batches, Progress, limited
-from fp8np.graph import Constant, Graph
+from fp8np.graph import Constant, Graph, leaves
 from fp8np.ptq._means import Extension
 from fp8np.ptq.assign import decide
 from fp8np.ptq.insert import insert
@@ -63,7 +63,8 @@ def recalibrate_batch_norm(
     Raises:
         CalibrationError: there are no data. RecipeError: the recipe does not fit.
     """
-    decisions = tuple(d for d in decide(graph, recipe) if _op(graph, d.node) != "batch_norm")
+    norms = {node.name for node in graph.nodes if node.op == "batch_norm"}
+    decisions = tuple(decision for decision in decide(graph, recipe) if decision.node not in norms)
     quantized = insert(graph, decisions, ranges, weight_calibrator=recipe.weight_calibrator)
     training, statistics = _in_training(quantized)
     if not statistics:
@@ -84,8 +85,9 @@ def recalibrate_batch_norm(
             other, spread = exact.pooled(node.name)
             own_mean, own_variance = (np.asarray(constants[name], np.float64) for name in names)
             mean = own_mean + mean - other
-            # A channel that is constant in float32 says nothing about its spread.
-            variance = own_variance * np.where(spread > 0, variance / np.where(spread > 0, spread, 1), 1)
+            # A channel that is constant in either model says nothing about its spread.
+            usable = (spread > 0) & (variance > 0)
+            variance = own_variance * np.where(usable, variance / np.where(usable, spread, 1), 1)
         constants |= zip(names, (mean.astype(np.float32), variance.astype(np.float32)), strict=True)
     return check(graph.replace(constants=MappingProxyType(constants)))
 
@@ -118,10 +120,13 @@ def _in_training(graph: Graph) -> tuple[Graph, dict[str, tuple[str, str]]]:
     extension = Extension(graph)
     statistics: dict[str, tuple[str, str]] = {}
     readers = graph.consumers()
+    kept = set(leaves(graph.outputs))
     for node in graph.nodes:
         own = [str(name) for name in node.inputs[1:3]]
-        # Statistics that two nodes share cannot be what both saw.
-        if node.op != "batch_norm" or any(name not in graph.constants or len(readers[name]) > 1 for name in own):
+        # Statistics that are read elsewhere, too, cannot be what both saw.
+        if node.op != "batch_norm" or any(
+            name not in graph.constants or name in kept or len(readers[name]) > 1 or node.inputs.count(name) > 1 for name in own
+        ):
             extension.nodes.append(node)
             continue
         x = str(node.inputs[0])
@@ -129,7 +134,3 @@ def _in_training(graph: Graph) -> tuple[Graph, dict[str, tuple[str, str]]]:
         statistics[node.name] = pair
         extension.nodes.append(node.replace(inputs=(x, *pair, *node.inputs[3:])))
     return extension.finished(), statistics
-
-
-def _op(graph: Graph, name: str) -> str:
-    return next(node.op for node in graph.nodes if node.name == name)

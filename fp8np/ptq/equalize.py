@@ -24,6 +24,8 @@ from fp8np.layers._op import OPS
 
 __all__ = ["equalize"]
 
+Arrays = dict[str, npt.NDArray[Any]]
+
 _CONVOLUTIONS = frozenset({"conv1d", "conv2d", "linear"})
 _HOMOGENEOUS = frozenset({"relu", "leaky_relu"})
 _PASSES = 20
@@ -55,13 +57,16 @@ def equalize(graph: Graph) -> Graph:
     [[4.0, 0.5], [4.0, 0.5]]
     """
     pairs = list(_pairs(graph))
-    constants: dict[str, Constant] = dict(graph.constants)
+    parameters = {name for pair in pairs for node in (pair.first, pair.norm, pair.second) if node is not None for name in node.inputs[1:]}
+    # In float64 until the end: parameters are rounded once.
+    exact = {name: np.asarray(graph.constants[name], np.float64) for name in parameters if name is not None}
     factors = {id(pair): np.ones(_rows(graph, pair.first), np.float64) for pair in pairs}
     for _ in range(_PASSES):
         for pair in pairs:
-            s = _step(graph, constants, pair, factors[id(pair)])
-            _scale(graph, constants, pair, s)
+            s = _step(exact, pair, factors[id(pair)])
+            _scale(exact, pair, s)
             factors[id(pair)] *= s
+    constants = {**graph.constants, **{name: array.astype(np.float32) for name, array in exact.items()}}
     return _capped(graph.replace(constants=MappingProxyType(constants)), pairs, factors)
 
 
@@ -73,12 +78,21 @@ def _pairs(graph: Graph) -> Iterator[_Pair]:
         name = node.outputs[0]
         return readers[name][0] if name not in kept and len(readers.get(name, [])) == 1 else None
 
+    def own(node: Node) -> bool:
+        # Parameters that nothing else reads.
+        names = [name for name in node.inputs[1:] if name is not None]
+        alone = all(len(readers[name]) == 1 and name not in kept for name in names) and len(set(names)) == len(names)
+        return alone and all(isinstance(graph.constants.get(name), np.ndarray) for name in names)
+
     for first in graph.nodes:
-        if first.op not in _CONVOLUTIONS or not _own(graph, first, readers):
+        if first.op not in _CONVOLUTIONS or not own(first):
             continue
         norm = activation = None
         node = follower(first)
-        if node is not None and node.op == "batch_norm" and node.inputs[3] is not None and _own(graph, node, readers):
+        if node is not None and node.op == "batch_norm" and node.inputs[3] is not None and own(node):
+            # Its channels are the layer's where one batch axis comes before them.
+            if len(graph.facts(first.outputs[0]).shape) != len(graph.facts(str(first.inputs[1])).shape):
+                continue
             norm, node = node, follower(node)
         if node is not None and (node.op in _HOMOGENEOUS or node.op == "relu6"):
             activation, node = node, follower(node)
@@ -87,14 +101,8 @@ def _pairs(graph: Graph) -> Iterator[_Pair]:
             node = follower(node)
         if node is None or node.op not in _CONVOLUTIONS or (node.op == "linear") != (first.op == "linear"):
             continue
-        if _own(graph, node, readers) and _columns(graph, node) == _rows(graph, first):
+        if own(node) and _columns(graph, node) == _rows(graph, first):
             yield _Pair(first, norm, activation, node)
-
-
-def _own(graph: Graph, node: Node, readers: dict[str, list[Node]]) -> bool:
-    """Whether a layer's parameters are arrays that nothing else reads."""
-    names = [name for name in node.inputs[1:] if name is not None]
-    return all(isinstance(graph.constants.get(name), np.ndarray) and len(readers[name]) == 1 for name in names)
 
 
 def _rows(graph: Graph, node: Node) -> int:
@@ -109,14 +117,13 @@ def _columns(graph: Graph, node: Node) -> int:
     return int(graph.facts(str(node.inputs[1])).shape[1]) * _groups(node)  # type: ignore[arg-type]
 
 
-def _step(graph: Graph, constants: dict[str, Constant], pair: _Pair, so_far: npt.NDArray[Any]) -> npt.NDArray[Any]:
-    first = np.abs(np.asarray(constants[str(pair.first.inputs[1])], np.float64))
+def _step(exact: Arrays, pair: _Pair, so_far: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    first = np.abs(exact[str(pair.first.inputs[1])])
     made = first.reshape(len(first), -1).max(axis=1)
     if pair.norm is not None:
-        _, _, variance, weight, _ = (None if name is None else constants.get(name) for name in pair.norm.inputs)
-        made = made / np.sqrt(np.asarray(variance, np.float64) + OPS["batch_norm"].filled(pair.norm.attrs)["eps"])
-        made = made if weight is None else made * np.abs(np.asarray(weight, np.float64))
-    read = _read(pair.second, np.abs(np.asarray(constants[str(pair.second.inputs[1])], np.float64)))
+        variance, weight = (exact[str(name)] for name in pair.norm.inputs[2:4])
+        made = made * np.abs(weight) / np.sqrt(variance + OPS["batch_norm"].filled(pair.norm.attrs)["eps"])
+    read = _read(pair.second, np.abs(exact[str(pair.second.inputs[1])]))
     usable = (made > 0) & (read > 0)
     s = np.where(usable, np.sqrt(np.where(usable, made, 1) / np.where(usable, read, 1)), 1)
     return np.asarray(np.clip(so_far * s, 1 / _LARGEST, _LARGEST) / so_far)
@@ -129,13 +136,12 @@ def _read(second: Node, weight: npt.NDArray[Any]) -> npt.NDArray[Any]:
     return np.asarray(cut.max(axis=(1, 3)).reshape(-1))
 
 
-def _scale(graph: Graph, constants: dict[str, Constant], pair: _Pair, s: npt.NDArray[Any]) -> None:
+def _scale(exact: Arrays, pair: _Pair, s: npt.NDArray[Any]) -> None:
     """Channels leave the first layer 1/s as large, and are multiplied by s in the second."""
 
     def scaled(name: str | None, factor: npt.NDArray[Any]) -> None:
         if name is not None:
-            array = np.asarray(constants[name], np.float64)
-            constants[name] = (array * factor.reshape(-1, *(1,) * (array.ndim - 1))).astype(np.float32)
+            exact[name] = exact[name] * factor.reshape(-1, *(1,) * (exact[name].ndim - 1))
 
     scaled(pair.first.inputs[1], 1 / s)
     scaled(pair.first.inputs[2], 1 / s)
@@ -143,18 +149,15 @@ def _scale(graph: Graph, constants: dict[str, Constant], pair: _Pair, s: npt.NDA
         # The statistics shrink with what they are of, but eps does not: what it is short of goes into the factor.
         mean, variance, weight, bias = pair.norm.inputs[1:]
         eps = OPS["batch_norm"].filled(pair.norm.attrs)["eps"]
-        before = np.asarray(constants[str(variance)], np.float64)
+        before = exact[str(variance)]
         scaled(mean, 1 / s)
         scaled(variance, 1 / s**2)
-        after = np.asarray(constants[str(variance)], np.float64)
-        lost = np.sqrt((after + eps) / (before + eps))
-        scaled(weight, lost)
+        scaled(weight, np.sqrt((exact[str(variance)] + eps) / (before + eps)))
         scaled(bias, 1 / s)
     name = str(pair.second.inputs[1])
-    array = np.asarray(constants[name], np.float64)
-    groups = _groups(pair.second)
+    array, groups = exact[name], _groups(pair.second)
     cut = array.reshape(groups, array.shape[0] // groups, array.shape[1], -1)
-    constants[name] = (cut * s.reshape(groups, 1, -1, 1)).reshape(array.shape).astype(np.float32)
+    exact[name] = (cut * s.reshape(groups, 1, -1, 1)).reshape(array.shape)
 
 
 def _capped(graph: Graph, pairs: list[_Pair], factors: dict[int, npt.NDArray[Any]]) -> Graph:
@@ -166,8 +169,7 @@ def _capped(graph: Graph, pairs: list[_Pair], factors: dict[int, npt.NDArray[Any
         node = pair.activation
         if node is None or node.op != "relu6":
             continue
-        shape = graph.facts(node.outputs[0]).shape
-        after = len(shape) - 2 if pair.first.op != "linear" else 0
+        after = graph.constants[str(pair.first.inputs[1])].ndim - 2
         cap = names.fresh(f"{node.name}.cap")
         constants[cap] = (6 / factors[id(pair)]).astype(np.float32).reshape(-1, *(1,) * after)
         changed[node.name] = node.replace(op="clamp", inputs=(node.inputs[0], None, cap), attrs=MappingProxyType({"min": 0.0}))

@@ -82,7 +82,8 @@ def smooth(graph: Graph, recipe: Recipe, data: Batches, *, samples: int | None =
         weights = [np.asarray(graph.constants[layer.weight]) for layer in group.layers]
         columns = np.max([np.abs(layer.matrix(w)[0]).max(axis=0) for layer, w in zip(group.layers, weights, strict=True)], axis=0)
         alpha = 0.0 if search else float(recipe.smooth or 0)
-        factors = _best(group, weights, columns, decisions) if search else _factors(group.amax, columns, alpha)
+        how = recipe.weight_calibrator
+        factors = _best(group, weights, columns, decisions, how) if search else _factors(group.amax, columns, alpha)
         if factors is not None:
             writer.divide(group, factors)
     return writer.finished()
@@ -91,11 +92,14 @@ def smooth(graph: Graph, recipe: Recipe, data: Batches, *, samples: int | None =
 def _groups(graph: Graph, decisions: Mapping[str, Decision]) -> list[_Group]:
     """Activations that quantized linear layers read; a weight that is read elsewhere, too, stays."""
     readers = graph.consumers()
+    kept = set(leaves(graph.outputs))
     groups: dict[str, _Group] = {}
     for node in graph.nodes:
         layer = layer_of(graph, node) if node.op in ("linear", "matmul", "addmm") else None
         schemes = decisions[node.name].schemes if node.name in decisions else {}
-        if layer is None or layer.x_position not in schemes or layer.weight_position not in schemes or len(readers[layer.weight]) > 1:
+        if layer is None or layer.x_position not in schemes or layer.weight_position not in schemes:
+            continue
+        if layer.weight in kept or len(readers[layer.weight]) > 1:
             continue
         groups.setdefault(layer.x, _Group(layer.x, [])).layers.append(layer)
     return list(groups.values())
@@ -110,27 +114,35 @@ def _factors(activations: Any, weights: Any, alpha: float) -> Floats:
     return np.exp(np.where(usable, np.clip(logs, -20, 20), 0)).astype(np.float32)
 
 
-def _best(group: _Group, weights: Sequence[Floats], columns: Any, decisions: Mapping[str, Decision]) -> Floats | None:
+def _best(
+    group: _Group, weights: Sequence[Floats], columns: Any, decisions: Mapping[str, Decision], weight_calibrator: str
+) -> Floats | None:
     """The factors with the least error at the output of the group's layers; None where no alpha helps."""
     x = np.concatenate(group.rows or [])
+    if not x.size:
+        return None
     best, least = None, np.inf
     for factors in (None, *(_factors(group.amax, columns, alpha) for alpha in ALPHAS)):
         error = 0.0
         for layer, weight in zip(group.layers, weights, strict=True):
             schemes = decisions[layer.node.name].schemes
-            error += _error(layer, x, weight, factors, schemes[layer.x_position], schemes[layer.weight_position])
+            pair = schemes[layer.x_position], schemes[layer.weight_position]
+            error += _error(layer, x, weight, factors, pair, weight_calibrator)
         if error < least:
             best, least = factors, error
     return best
 
 
-def _error(layer: Layer, x: Floats, weight: Floats, factors: Floats | None, x_scheme: Scheme, weight_scheme: Scheme) -> float:
+def _error(
+    layer: Layer, x: Floats, weight: Floats, factors: Floats | None, schemes: tuple[Scheme, Scheme], weight_calibrator: str
+) -> float:
+    x_scheme, weight_scheme = schemes
     w = layer.matrix(weight)[0]
     scaled_x, scaled_w = (x, w) if factors is None else (x / factors, w * factors)
     amax = float(np.abs(scaled_x).max(initial=0))
     ranges: dict[Need, Range] = {(layer.x, x_scheme): Range(float(scaled_x.min()), float(scaled_x.max()), 1)}
     rounded = rounded_activation(scaled_x, layer.x, x_scheme, ranges) if amax else scaled_x
-    codes = quantized_weight(layer.weight_like(scaled_w[None], weight.shape), weight_scheme)
+    codes = quantized_weight(layer.weight_like(scaled_w[None], weight.shape), weight_scheme, weight_calibrator)
     difference = rounded @ layer.matrix(dequantize(codes))[0].T - x @ w.T
     return float(np.vdot(difference, difference))
 
@@ -151,7 +163,7 @@ class _Writer:
 
     def divide(self, group: _Group, factors: Floats) -> None:
         for layer in group.layers:
-            weight = np.asarray(self.graph.constants[layer.weight])
+            weight = np.asarray(self.constants[layer.weight])
             scaled = (layer.matrix(weight)[0].astype(np.float64) * factors).astype(np.float32)
             self.constants[layer.weight] = np.ascontiguousarray(layer.weight_like(scaled[None], weight.shape))
         only = {layer.node.name for layer in group.layers} == {node.name for node in self.readers[group.x]}
@@ -167,8 +179,10 @@ class _Writer:
             return False
         parameters = [producer.inputs[i] for i, name in enumerate(row.input_names) if name in ("weight", "bias")]
         own = [name for name in parameters if name is not None]
-        fits = all(isinstance(self.constants.get(name), np.ndarray) and len(self.readers[name]) == 1 for name in own)
-        if not own or parameters[0] is None or not fits:
+        fits = all(
+            isinstance(self.constants.get(name), np.ndarray) and len(self.readers[name]) == 1 and name not in self.kept for name in own
+        )
+        if not own or parameters[0] is None or not fits or len(set(own)) < len(own):
             return False
         if producer.op in _NORMS and np.asarray(self.constants[own[0]]).shape != factors.shape:
             return False

@@ -21,7 +21,7 @@ from fp8np.ptq.bias import correct_bias
 from fp8np.ptq.equalize import equalize
 from fp8np.ptq.fold import fold_batch_norm
 from fp8np.ptq.insert import insert
-from fp8np.ptq.recipe import Recipe, get_recipe
+from fp8np.ptq.recipe import Override, Recipe, get_recipe
 from fp8np.ptq.report import Report, make_report
 from fp8np.ptq.rounding import adapted_weights
 from fp8np.ptq.smooth import smooth
@@ -115,8 +115,13 @@ class _Workflow:
         whole = self.graph
         if recipe.equalize:
             whole = check(equalize(whole))
+        added: tuple[Override, ...] = ()
         if recipe.smooth is not None:
+            old = {node.name for node in whole.nodes}
             whole = check(smooth(whole, recipe, self.needed("SmoothQuant"), samples=self.samples, progress=self.progress))
+            # What makes an activation easier to round must see it before it is rounded.
+            added = tuple(Override(match=d.node, keep=True) for d in decide(whole, recipe) if d.schemes and d.node not in old)
+            recipe = recipe.replace(overrides=(*recipe.overrides, *added))
         prepared = reference = check(fold_batch_norm(whole))
         if recipe.candidates:
             choice = choose_formats(prepared, recipe, self.needed("choosing formats"), samples=self.samples, progress=self.progress)
@@ -154,7 +159,7 @@ class _Workflow:
             batches=report_batches,
             progress=self.progress,
         )
-        return Result(result, report, recipe)
+        return Result(result, report, recipe.replace(overrides=tuple(o for o in recipe.overrides if o not in added)))
 
     def needed(self, purpose: str) -> Batches:
         if self.data is None:
