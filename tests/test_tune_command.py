@@ -13,6 +13,8 @@ from _tuned import LOST, X, branches, kept, labelled
 from click.testing import CliRunner, Result
 
 from fp8np.cli import main
+from fp8np.cli_source import READING
+from fp8np.cli_tune import tune as command
 from fp8np.graph import Graph
 from fp8np.ptq.recipe_file import read_recipe
 
@@ -37,6 +39,7 @@ def nothing(outputs, labels):
     return 0.0
 """
 
+READ = {name for names in READING.values() for name in names}
 GRAPHS = {"easy": branches(1), "hard": branches(1, LOST)}
 
 
@@ -151,3 +154,9 @@ def test_help_has_sections() -> None:
     text = invoke("tune", "--help").output
     for section in ("Target:", "Search:", "Where it starts:", "Calibration:", "Reading a PyTorch module:"):
         assert section in text
+
+
+def test_every_option_is_documented() -> None:
+    text = (Path(__file__).parents[1] / "docs/tuning.md").read_text(encoding="utf-8")
+    own = [option for parameter in command.params if parameter.name not in READ for option in parameter.opts if option.startswith("-")]
+    assert [option for option in own if f"`{option}`" not in text] == []

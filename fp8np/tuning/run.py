@@ -128,8 +128,7 @@ def tune(
     target = Target(metric, tolerance, absolute, lower_is_better)
     start = find_recipe(recipe)
     labelled, samples, again = (
-        None if source is None else Kept(load_batches(source, inputs=graph.inputs), graph.inputs)
-        for source in (data, calibration, recalibration)
+        None if source is None else Kept(_opened(source, graph), graph.inputs) for source in (data, calibration, recalibration)
     )
     if labelled is None:
         raise InputError("tune: expected data with labels, got None")
@@ -170,6 +169,10 @@ def tune(
         ranking=search.ranking,
         report=result.report,
     )
+
+
+def _opened(source: Any, graph: Graph) -> Batches:
+    return source if isinstance(source, Batches) else load_batches(source, inputs=graph.inputs)
 
 
 def _batches(kept: Kept | None) -> Batches | None:
