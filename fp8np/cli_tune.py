@@ -116,8 +116,8 @@ def tune(
     out.print(_summary(found), markup=False, highlight=False)
     out.print("wrote " + ", ".join(f"{path} ({path.stat().st_size:,} bytes)" for path in written), markup=False, highlight=False)
     if not found.met:
-        kept = "" if keep_best else "; its model was not written (--keep-best writes it)"
-        raise click.ClickException(" ".join(_missed(found)) + kept)
+        unwritten = () if keep_best else ("Its model was not written; --keep-best writes it.",)
+        raise click.ClickException(" ".join((*_missed(found), *unwritten)))
 
 
 _PASSED = ("calibration", "recalibration", "tolerance", "absolute", "lower_is_better", "output", "trials", "log")
