@@ -69,7 +69,7 @@ def read_document(path: Path, error: type[Exception]) -> Document:
         raise error(f"{path.name}:{problem.lineno}: not JSON: {problem.msg}") from problem
     except tomllib.TOMLDecodeError as problem:
         line = _LINE.search(str(problem))
-        raise error(f"{path.name}{f':{line[1]}' if line else ''}: not TOML: {problem}") from problem
+        raise error(f"{path.name}:{line[1] if line else text.count(chr(10)) + 1}: not TOML: {problem}") from problem
     except UnicodeDecodeError as problem:
         raise error(f"{path.name}: not text in UTF-8: {problem}") from problem
     except RecursionError as problem:
