@@ -29,8 +29,10 @@ from fp8np.data import Batch, Batches, Progress, limited
 from fp8np.graph import Constant, Graph, leaves
 from fp8np.ptq._means import Extension
 from fp8np.ptq.assign import decide
-from fp8np.ptq.insert import insert
+from fp8np.ptq.insert import NOTHING, insert
 from fp8np.ptq.recipe import Recipe
+from fp8np.scheme import Scheme
+from fp8np.tensor import QTensor
 from fp8np.watch import Watch
 
 __all__ = ["recalibrate_batch_norm"]
@@ -44,6 +46,7 @@ def recalibrate_batch_norm(
     ranges: Mapping[Need, Range],
     data: Batches,
     *,
+    weights: Mapping[tuple[str, Scheme], QTensor] = NOTHING,
     samples: int,
     paired: bool = True,
     progress: Progress | None = None,
@@ -55,6 +58,7 @@ def recalibrate_batch_norm(
         recipe: by which it is quantized.
         ranges: of the activations, calibrated on the folded graph.
         data: batches; what is estimated from a batch is only as good as the batch is large.
+        weights: those that are quantized already.
         samples: so many are used, or as many as there are; whole batches.
         paired: whether only differences from the float32 model count; otherwise the statistics are simply those of the data, as in the
             paper.
@@ -65,7 +69,7 @@ def recalibrate_batch_norm(
     """
     norms = {node.name for node in graph.nodes if node.op == "batch_norm"}
     decisions = tuple(decision for decision in decide(graph, recipe) if decision.node not in norms)
-    quantized = insert(graph, decisions, ranges, weight_calibrator=recipe.weight_calibrator)
+    quantized = insert(graph, decisions, ranges, weight_calibrator=recipe.weight_calibrator, weights=weights)
     training, statistics = _in_training(quantized)
     if not statistics:
         return graph

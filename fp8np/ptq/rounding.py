@@ -33,7 +33,7 @@ from fp8np.scheme import Scheme
 from fp8np.tensor import QTensor
 from fp8np.watch import Watch
 
-__all__ = ["adapted_weights", "rounded_to_fit"]
+__all__ = ["adapted_weights", "carried_over", "rounded_to_fit"]
 
 _ROWS = 8192
 """Of a layer's inputs, in all."""
@@ -160,3 +160,28 @@ def _cost(codes: Any, target: Any, scales: Any, h: Any, fmt: FloatFormat) -> Any
     """|(w - w') x|² of each output channel: (G, O)."""
     error = np.asarray(decode(codes, fmt, dtype=np.float64)) * scales - target
     return ((error @ h) * error).sum(axis=-1)
+
+
+def carried_over(weights: Mapping[tuple[str, Scheme], QTensor], before: Graph, after: Graph) -> dict[tuple[str, Scheme], QTensor]:
+    """Weights rounded to fit one graph, for another in which the output channels of layers are larger or smaller by factors.
+
+    BatchNorm is such a factor, in whose place re-calibration puts another: codes stay as they are, scales are multiplied.
+
+    Args:
+        weights: of `before`.
+        before: a graph.
+        after: one with constants of the same names; what is no multiple is left out.
+    """
+    found: dict[tuple[str, Scheme], QTensor] = {}
+    for (name, scheme), codes in weights.items():
+        old, new = (np.asarray(graph.constants[name], np.float64).reshape(codes.shape[0], -1) for graph in (before, after))
+        energy = (old * old).sum(axis=1)
+        factor = np.divide((old * new).sum(axis=1), energy, out=np.zeros_like(energy), where=energy > 0)
+        close = np.abs(new - factor[:, None] * old).max(axis=1) <= 1e-4 * np.abs(new).max(axis=1)
+        if not (close.all() and (factor != 0).all() and (codes.block is None or codes.block[0] == 1)):
+            continue
+        along = factor.reshape(-1, *(1,) * (codes.ndim - 1))
+        values = np.asarray(decode(codes.codes, codes.format)) * np.sign(along)
+        scale = np.asarray(codes.scale * np.abs(along), np.float32)
+        found[name, scheme] = QTensor(encode(values, codes.format), codes.format, scale, block=codes.block)
+    return found

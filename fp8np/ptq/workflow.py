@@ -23,8 +23,10 @@ from fp8np.ptq.fold import fold_batch_norm
 from fp8np.ptq.insert import insert
 from fp8np.ptq.recipe import Override, Recipe, get_recipe
 from fp8np.ptq.report import Report, make_report
-from fp8np.ptq.rounding import adapted_weights
+from fp8np.ptq.rounding import adapted_weights, carried_over
 from fp8np.ptq.smooth import smooth
+from fp8np.scheme import Scheme
+from fp8np.tensor import QTensor
 
 NO_REASONS: Mapping[str, str] = MappingProxyType({})
 
@@ -128,19 +130,27 @@ class _Workflow:
             recipe, reasons = choice.recipe, choice.reasons
         decisions = decide(prepared, recipe)
         ranges = self.ranges(prepared, decisions)
-        if recipe.batch_norm:
-            data = self.needed("BatchNorm re-calibration") if recalibration is None else _opened(recalibration, self.graph)
-            again = recalibrate_batch_norm(
-                whole, recipe, ranges, data, samples=recipe.batch_norm, paired=recipe.batch_norm_paired, progress=self.progress
-            )
-            prepared = check(fold_batch_norm(again))
-        weights = {}
+        weights: Mapping[tuple[str, Scheme], QTensor] = {}
         if recipe.rounding == "adaptive":
             data = self.needed("adaptive rounding")
             how = recipe.weight_calibrator
             weights = adapted_weights(
                 prepared, decisions, ranges, data, weight_calibrator=how, samples=self.samples, progress=self.progress
             )
+        if recipe.batch_norm:
+            data = self.needed("BatchNorm re-calibration") if recalibration is None else _opened(recalibration, self.graph)
+            again = recalibrate_batch_norm(
+                whole,
+                recipe,
+                ranges,
+                data,
+                weights=carried_over(weights, prepared, whole),
+                samples=recipe.batch_norm,
+                paired=recipe.batch_norm_paired,
+                progress=self.progress,
+            )
+            folded = check(fold_batch_norm(again))
+            prepared, weights = folded, carried_over(weights, prepared, folded)
         result = check(insert(prepared, decisions, ranges, weight_calibrator=recipe.weight_calibrator, weights=weights))
         if recipe.correct_bias:
             result = check(
