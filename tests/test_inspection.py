@@ -93,6 +93,15 @@ def test_the_histogram_is_in_scales() -> None:
     assert histogram == {"first": PER_OCTAVE, "shares": [0.25, *[0.0] * (2 * PER_OCTAVE - 1), 0.5]}
 
 
+def test_up_to_half_a_step_beyond_the_largest_value_a_number_is_rounded_not_saturated() -> None:
+    # Steps of E4M3 below 448 are 32.
+    facts = inspected(fp8_graph(), None, np.array([[463.0, 465.0], [-463.0, -465.0]], np.float32))
+    assert tensor(facts, "activation").saturated == 0.5
+    # Integers from -8 on in steps of 4: -9 is rounded, -11 is not.
+    facts = inspected(integer_graph(), None, np.array([[-9.0, -11.0], [1013.0, 1015.0]], np.float32))
+    assert tensor(facts, "activation").saturated == 0.5
+
+
 @given(hnp.arrays(np.float32, st.integers(1, 40), elements=st.floats(-1000, 1000, width=32)))
 def test_every_number_but_zero_has_one_place_in_a_histogram(x: Any) -> None:
     histogram = Histogram("float8_e3m4fn")
@@ -226,6 +235,38 @@ def test_a_change_to_float32_gives_the_fp32_artifact(graph: Graph) -> None:
     found = changed(seen, [Change("first", {o.position: None for o in seen.operands["first"]})])
     check(found)
     np.testing.assert_array_equal(interpret(found, {"x": X})["y"], interpret(exact, {"x": X})["y"])
+
+
+def test_a_node_on_integers_changes_as_a_whole() -> None:
+    graph, exact = integer_graph(), float32_graph()
+    seen = measured(graph, exact, paired(graph, exact), [])
+    x = next(o for o in seen.operands["first"] if not o.constant)
+    alternative = activation_alternatives("linear", X, 1000.0)[0]
+    found = check(changed(seen, [Change("first", {x.position: alternative})]))
+    first = next(n for n in found.nodes if n.name == "first")
+    assert first.op == "linear"
+    assert found.facts(str(first.inputs[0])).dtype == alternative.scheme.format.name
+    np.testing.assert_array_equal(found.constants[str(first.inputs[1])], W1)
+
+
+def test_advice_is_in_the_order_of_what_float32_gives_the_outputs() -> None:
+    # The loud layer is all but muted in the sum: most noise is its own, but little of it comes out.
+    w = RNG.standard_normal((2, 16, 16)).astype(np.float32)
+
+    def graph(quantized: bool) -> Graph:
+        b = GraphBuilder()
+        x = b.input("x", ("B", 16), "float32")
+        found = []
+        for name, fmt, weight in (("loud", "e5m2", w[0]), ("clear", "e4m3fn", w[1])):
+            h = b.node("quantize", (x,), {"format": fmt, "scale": None}, name=f"{name} codes") if quantized else x
+            found.append(b.node("linear", (h, b.constant(f"{name} w", quantize(weight, fmt, axis=0) if quantized else weight)), name=name))
+        return b.finish(b.node("add", (b.node("mul", (found[0],), {"scalar": 0.01}), found[1])))
+
+    facts = inspected(graph(True), graph(False), RNG.standard_normal((32, 16)).astype(np.float32))
+    assert node(facts, "loud").noise_share > node(facts, "clear").noise_share  # type: ignore[operator]
+    assert [a.node for a in facts.advice] == ["clear", "loud"]
+    assert facts.advice[0].options[-1].output_sqnr > facts.advice[1].options[-1].output_sqnr + 10  # type: ignore[operator]
+    assert facts.trials["all of them"] > facts.trials["as it is"] + 3
 
 
 def test_shares_add_up() -> None:
