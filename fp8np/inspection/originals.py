@@ -25,7 +25,7 @@ Array = npt.NDArray[Any]
 _EXPLAINED = 6.0
 # Fewer numbers than that for each factor can be explained by anything.
 _NUMBERS = 4
-_ROUNDS = 8
+_ROUNDS = 20
 
 
 def original_weight(graph: Graph, node: Node, operand: Operand, values: Array) -> tuple[Array | None, bool]:
