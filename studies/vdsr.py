@@ -3,7 +3,7 @@
 The centres (128 x 128) of 42 pictures are halved and enlarged again by bicubic interpolation, and the network is to give back what
 was lost. Set5 and its like, which papers quote, are not at hand; the pictures were compressed as JPEG, which is part of what is to
 be given back. Calibration sees 12 other pictures. The figure is the mean of the PSNR of each picture; interpolation alone has
-29.6 dB, so that a recipe that loses 1 % of the PSNR has lost a fifth of what the network gains.
+29.28 dB, so that a recipe that loses 1 % of the PSNR has lost an eighth of what the network gains (31.83 dB in FP32).
 """
 
 from __future__ import annotations

@@ -10,9 +10,9 @@ __all__ = ["VDSR"]
 
 
 class VDSR(nn.Module):
-    """x (B, 1, H, W), luminance in [0, 1], interpolated -> sharpened (B, 1, H, W)"""
+    """x (B, 1, 128, 128), luminance in [0, 1], interpolated -> sharpened; other sizes if traced so"""
 
-    example_inputs = (torch.zeros(2, 1, 32, 32),)
+    example_inputs = (torch.zeros(2, 1, 128, 128),)
 
     def __init__(self) -> None:
         super().__init__()
