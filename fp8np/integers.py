@@ -64,12 +64,13 @@ INT8 = IntegerFormat("int8", 8)
 """The paper's baseline."""
 
 
-def quantize_weight(array: Any, axis: int | None) -> tuple[Codes, Floats]:
-    """A weight as integers: ``code = rint(w / scale)``, ties to even, ``scale = amax / 127``.
+def quantize_weight(array: Any, axis: int | None, *, scale: Any = None) -> tuple[Codes, Floats]:
+    """A weight as integers: ``code = rint(w / scale)``, ties to even, clipped; ``scale = amax / 127`` where none is given.
 
     Args:
         array: float32, finite.
         axis: of the channels, each with its own scale; None: one scale.
+        scale: float32, positive, as it is returned.
 
     Returns:
         Codes int8 of array's shape; scales float32 of as many axes, each of length 1 but `axis`, or () without one. The scale
@@ -88,11 +89,16 @@ def quantize_weight(array: Any, axis: int | None) -> tuple[Codes, Floats]:
     if not np.isfinite(weight).all():
         raise ScaleError("quantize_weight: expected finite numbers, got NaN or infinity")
     weight = weight.astype(np.float32, copy=False)
+    if scale is not None:
+        return _codes(weight, scale), scale
     others = None if axis is None else tuple(i for i in range(weight.ndim) if i != axis % weight.ndim)
     amax = np.abs(weight).max(axis=others, keepdims=axis is not None, initial=0).astype(np.float64)
     scale = np.where(amax > 0, np.maximum(amax / INT8.weight_max, _SMALLEST_SCALE), 1.0).astype(np.float32)
-    codes = np.clip(np.rint(weight / scale), -INT8.weight_max, INT8.weight_max).astype(np.int8)
-    return codes, scale
+    return _codes(weight, scale), scale
+
+
+def _codes(weight: Floats, scale: Floats) -> Codes:
+    return np.asarray(np.clip(np.rint(weight / scale), -INT8.weight_max, INT8.weight_max), np.int8)
 
 
 def activation_parameters(minimum: float, maximum: float) -> tuple[float, int]:

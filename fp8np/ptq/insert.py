@@ -74,7 +74,7 @@ class _Writer:
         self.weights = weights
         self.schemes = {decision.node: decision.schemes for decision in decisions}
         self.names = Names.beside(graph)
-        self.integers = IntegerWriter(graph, self.names, ranges)
+        self.integers = IntegerWriter(graph, self.names, ranges, weight_calibrator)
         self.wanted = self._wanted()
         self.nodes: list[Node] = []
         self.values = dict(graph.values)

@@ -7,7 +7,7 @@ point, one scale, found by calibration or by each run.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 
 import numpy as np
@@ -16,8 +16,9 @@ import numpy.typing as npt
 from fp8np.calibrate import Range
 from fp8np.errors import CalibrationError, RecipeError
 from fp8np.graph import Constant, Graph, Names, Node, Value
-from fp8np.integers import activation_parameters, quantize_weight
+from fp8np.integers import activation_parameters
 from fp8np.layers._op import OPS
+from fp8np.ptq.codes import integer_codes
 from fp8np.scheme import PerChannel, PerTensor, Scheme
 from fp8np.tensor import QTensor
 
@@ -80,11 +81,13 @@ class IntegerWriter:
         graph: the float32 graph.
         names: new names come from here.
         ranges: of the activations with a fixed scale.
+        weight_calibrator: how the scales of weights are found: "max" or "mse".
     """
 
     graph: Graph
     names: Names
     ranges: Mapping[tuple[str, Scheme], Range]
+    weight_calibrator: str = "max"
     _activations: dict[tuple[str, Scheme], tuple[str, str, str]] = field(default_factory=dict)
     _weights: dict[tuple[str, int | None], tuple[str, str]] = field(default_factory=dict)
 
@@ -131,7 +134,8 @@ class IntegerWriter:
         if (name, axis) not in self._weights:
             new = self.names.fresh(f"{name}.{scheme.format.name}")
             self._weights[name, axis] = made = new, self.names.fresh(f"{new}.scale")
-            constants[made[0]], constants[made[1]] = quantize_weight(weight, axis)
+            cut = replace(scheme, granularity=PerTensor() if axis is None else PerChannel(axis))
+            constants[made[0]], constants[made[1]] = integer_codes(weight, cut, self.weight_calibrator)
         return self._weights[name, axis]
 
     def _activation(self, name: str, scheme: Scheme, nodes: list[Node], values: dict[str, Value]) -> tuple[str, str, str]:

@@ -22,10 +22,9 @@ from fp8np.graph import Constant, Graph, Names, Node, Value, leaves
 from fp8np.layers._op import OPS
 from fp8np.ptq._matrix import Layer, layer_of
 from fp8np.ptq.assign import Decision, decide
-from fp8np.ptq.codes import quantized_weight
+from fp8np.ptq.codes import rounded_weight
 from fp8np.ptq.insert import rounded_activation
 from fp8np.ptq.recipe import Recipe
-from fp8np.scaling import dequantize
 from fp8np.scheme import Scheme
 from fp8np.watch import Watch
 
@@ -142,8 +141,8 @@ def _error(
     amax = float(np.abs(scaled_x).max(initial=0))
     ranges: dict[Need, Range] = {(layer.x, x_scheme): Range(float(scaled_x.min()), float(scaled_x.max()), 1)}
     rounded = rounded_activation(scaled_x, layer.x, x_scheme, ranges) if amax else scaled_x
-    codes = quantized_weight(layer.weight_like(scaled_w[None], weight.shape), weight_scheme, weight_calibrator)
-    difference = rounded @ layer.matrix(dequantize(codes))[0].T - x @ w.T
+    got = rounded_weight(layer.weight_like(scaled_w[None], weight.shape), weight_scheme, weight_calibrator)
+    difference = rounded @ layer.matrix(got)[0].T - x @ w.T
     return float(np.vdot(difference, difference))
 
 
@@ -175,7 +174,7 @@ class _Writer:
     def _into(self, producer: Node, factors: npt.NDArray[Any]) -> bool:
         """Multiplies the output channels of a norm or a linear layer; False where that cannot be."""
         row = OPS[producer.op]
-        if producer.op not in _NORMS | {"linear"} or producer.name in self.changed:
+        if producer.op not in _NORMS | {"linear"}:
             return False
         parameters = [producer.inputs[i] for i, name in enumerate(row.input_names) if name in ("weight", "bias")]
         own = [name for name in parameters if name is not None]
