@@ -355,6 +355,46 @@ def test_re_calibration_takes_back_a_shift_and_a_shrinking(paired: bool) -> None
     assert after > before + 10
 
 
+@pytest.mark.parametrize(
+    "change",
+    [{"approach": "direct"}, {"weight_granularity": "tensor"}, {"weight_granularity": "channel"}, {"rounding": "adaptive"}],
+    ids=str,
+)
+def test_statistics_hold_for_the_codes_that_are_written(change: dict[str, Any]) -> None:
+    """Folding multiplies weights by factors; where scales do not follow these, other factors would mean other codes, and other errors."""
+    recipe = get_recipe("e5m2-static").replace(keep_first_last=False, **change)
+    gains = []
+    for seed in range(4):
+        data = np.abs(normal(64, 3, 6, seed=seed)) + 1
+        graph = two_norms(seed)
+        graph = recalibrate_batch_norm(graph, FLOAT, {}, batches(graph, data), samples=64, paired=False)
+        before, after = (quantize_model(graph, recipe.replace(batch_norm=n), data) for n in (0, 64))
+        gains.append(quality(after) - quality(before))
+        for name, codes in before.graph.constants.items():
+            if isinstance(codes, QTensor):
+                np.testing.assert_array_equal(after.graph.constants[name].codes, codes.codes)  # type: ignore[union-attr]
+    assert np.mean(gains) > 0.3, gains
+
+
+def test_scales_stay_powers_of_two() -> None:
+    graph, data = two_norms(), normal(64, 3, 6)
+    recipe = get_recipe("e4m3").replace(keep_first_last=False, power_of_two=True, batch_norm=64, rounding="adaptive")
+    weights = [c for c in quantize_model(graph, recipe, data).graph.constants.values() if isinstance(c, QTensor)]
+    assert len(weights) == 2
+    assert all((np.frexp(w.scale)[0] == 0.5).all() for w in weights)
+
+
+def test_a_weight_that_folding_copies_is_re_calibrated_too() -> None:
+    b = GraphBuilder()
+    x = b.input("x", ("B", 4, 6), "float32")
+    w = b.constant("w", normal(4, 4, 1))
+    for i in range(2):
+        x = norm_of(b, b.node("conv1d", (x, w), name=f"conv{i}"), 4, i)
+    graph, data = b.finish(x), normal(64, 4, 6)
+    recipe = get_recipe("e4m3").replace(keep_first_last=False, batch_norm=64, rounding="adaptive")
+    assert quality(quantize_model(graph, recipe, data)) > 20
+
+
 def test_a_channel_without_any_spread_keeps_its_variance() -> None:
     b = GraphBuilder()
     x = b.input("x", ("B", 2, 3), "float32")
@@ -707,10 +747,10 @@ def test_all_at_once_gives_the_same_file_twice(name: str, tmp_path: Path) -> Non
 
 
 def test_integers_take_the_scale_with_the_least_error_too() -> None:
-    graph, data = one_linear(np.random.default_rng(0).standard_t(3, (32, 64)).astype(np.float32)), normal(64, 64)
+    graph, data = one_linear(np.random.default_rng(0).laplace(size=(400, 250)).astype(np.float32)), normal(64, 250)
     recipe = RECIPES["int8"].replace(weight_granularity="tensor")
     reports = [quantize_model(graph, recipe.replace(weight_calibrator=how), data).report for how in ("max", "mse")]
     largest, least = (layer.weight_sqnr for report in reports for layer in report.layers)
     assert largest is not None
     assert least is not None
-    assert least > largest + 3
+    assert least > largest + 1

@@ -20,7 +20,7 @@ from fp8np.scaling import dequantize, quantize, scale_for
 from fp8np.scheme import PerToken, Scheme
 from fp8np.tensor import Floats, QTensor
 
-__all__ = ["insert", "range_of", "rounded_activation", "scale_of"]
+__all__ = ["insert", "quantized_weights", "range_of", "rounded_activation", "scale_of"]
 
 NOTHING: Mapping[Any, Any] = MappingProxyType({})
 
@@ -57,6 +57,17 @@ def insert(
         constants=MappingProxyType(writer.constants),
         values=MappingProxyType(writer.values),
     )
+
+
+def quantized_weights(graph: Graph, decisions: Sequence[Decision], weight_calibrator: str = "max") -> dict[tuple[str, Scheme], QTensor]:
+    """The weights in FP8 that `insert` would make, for its argument of that name."""
+    nodes = {node.name: node for node in graph.nodes}
+    wanted = {(str(nodes[d.node].inputs[i]), scheme) for d in decisions for i, scheme in d.schemes.items()}
+    return {
+        (name, scheme): quantized_weight(graph.constants[name], scheme, weight_calibrator)
+        for name, scheme in sorted(wanted, key=str)
+        if name in graph.constants and not isinstance(scheme.format, IntegerFormat)
+    }
 
 
 class _Writer:

@@ -163,9 +163,10 @@ def _cost(codes: Any, target: Any, scales: Any, h: Any, fmt: FloatFormat) -> Any
 
 
 def carried_over(weights: Mapping[tuple[str, Scheme], QTensor], before: Graph, after: Graph) -> dict[tuple[str, Scheme], QTensor]:
-    """Weights rounded to fit one graph, for another in which the output channels of layers are larger or smaller by factors.
+    """Weights quantized for one graph, for another in which the output channels of layers are larger or smaller by factors.
 
-    BatchNorm is such a factor, in whose place re-calibration puts another: codes stay as they are, scales are multiplied.
+    BatchNorm is such a factor, in whose place re-calibration puts another: codes stay as they are, scales are multiplied. So a weight with
+    one scale, or none, gets one for each channel.
 
     Args:
         weights: of `before`.
@@ -174,6 +175,11 @@ def carried_over(weights: Mapping[tuple[str, Scheme], QTensor], before: Graph, a
     """
     found: dict[tuple[str, Scheme], QTensor] = {}
     for (name, scheme), codes in weights.items():
+        if not (name in before.constants and name in after.constants):
+            continue
+        if np.array_equal(np.asarray(before.constants[name]), np.asarray(after.constants[name])):
+            found[name, scheme] = codes
+            continue
         old, new = (np.asarray(graph.constants[name], np.float64).reshape(codes.shape[0], -1) for graph in (before, after))
         energy = (old * old).sum(axis=1)
         factor = np.divide((old * new).sum(axis=1), energy, out=np.zeros_like(energy), where=energy > 0)

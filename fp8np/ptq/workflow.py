@@ -20,7 +20,7 @@ from fp8np.ptq.batch_norm import recalibrate_batch_norm
 from fp8np.ptq.bias import correct_bias
 from fp8np.ptq.equalize import equalize
 from fp8np.ptq.fold import fold_batch_norm
-from fp8np.ptq.insert import insert
+from fp8np.ptq.insert import insert, quantized_weights
 from fp8np.ptq.recipe import Override, Recipe, get_recipe
 from fp8np.ptq.report import Report, make_report
 from fp8np.ptq.rounding import adapted_weights, carried_over
@@ -139,6 +139,8 @@ class _Workflow:
             )
         if recipe.batch_norm:
             data = self.needed("BatchNorm re-calibration") if recalibration is None else _opened(recalibration, self.graph)
+            # Statistics hold for the codes with which they were found: other factors must not lead to other codes.
+            weights = {**quantized_weights(prepared, decisions, recipe.weight_calibrator), **weights}
             again = recalibrate_batch_norm(
                 whole,
                 recipe,
@@ -150,7 +152,8 @@ class _Workflow:
                 progress=self.progress,
             )
             folded = check(fold_batch_norm(again))
-            prepared, weights = folded, carried_over(weights, prepared, folded)
+            carried = carried_over(weights, prepared, folded)
+            prepared, weights = folded, {key: codes for key, codes in carried.items() if not key[1].power_of_two}
         result = check(insert(prepared, decisions, ranges, weight_calibrator=recipe.weight_calibrator, weights=weights))
         if recipe.correct_bias:
             result = check(
