@@ -38,11 +38,11 @@ __all__ = ["Choice", "choose_formats"]
 
 Floats = npt.NDArray[np.float32]
 
-_ROWS = 2048
+_ROWS = 1024
 """Of a layer's inputs, in all."""
 
-_BATCHES = 4
-"""Of the data: layers are measured on their first, whole models compared on them."""
+_SAMPLES = 64
+"""Of the data, in whole batches: layers are measured, and whole models compared, on the first."""
 
 _TENSOR_ENOUGH = 0.1
 """Decibels by which a scale for each channel must be better than one scale to be worth having."""
@@ -100,7 +100,7 @@ def choose_formats(graph: Graph, recipe: Recipe, data: Batches, *, samples: int 
     measured = _measured(graph, recipe, decisions, ranges, data, progress)
     chosen = plain.replace(overrides=(*plain.overrides, *_overrides(recipe, measured)))
     models = {"chosen for each tensor": chosen, **{_name(r): r for r in uniform}}
-    noise = {name: _noise(graph, r, ranges, data, progress) for name, r in models.items()}
+    noise = _noise(graph, models, ranges, data, progress)
     best = max(noise, key=lambda name: noise[name])
     reasons = {name: _reason(costs) for name, costs in measured.items()}
     told = ", ".join(f"{name} {db:.1f}" for name, db in noise.items())
@@ -141,12 +141,11 @@ def _measured(
         return {}
     watch = Watch(graph, dict.fromkeys(layer.x for layer in layers))
     gathered: dict[str, list[Floats]] = {layer.node.name: [] for layer in layers}
-    for i, batch in enumerate(limited(data, None, "measuring layers", progress)):
-        if i == _BATCHES:
-            break
+    for batch in limited(data, _SAMPLES, "measuring layers", progress):
         found = watch(batch.inputs)
+        limit = max(1, _ROWS * batch.samples // max(_SAMPLES, batch.samples))
         for layer in layers:
-            gathered[layer.node.name].append(layer.rows(found[layer.x], graph.constants[layer.weight].shape, _ROWS // _BATCHES))
+            gathered[layer.node.name].append(layer.rows(found[layer.x], graph.constants[layer.weight].shape, limit))
     rows = {name: np.concatenate(parts, axis=1) for name, parts in gathered.items()}
     return {layer.node.name: _costs(graph, recipe, layer, rows[layer.node.name], by_format, ranges) for layer in layers}
 
@@ -180,8 +179,8 @@ def _costs(
 
 
 def _energy(array: Any) -> float:
-    flat = np.asarray(array, np.float64)
-    return float(np.vdot(flat, flat))
+    # A row of products at a time in float32, which is exact enough for decibels; rows in float64.
+    return float(np.einsum("...i,...i->...", array, array).sum(dtype=np.float64))
 
 
 def _overrides(recipe: Recipe, measured: Mapping[str, _Costs]) -> list[Override]:
@@ -237,17 +236,22 @@ def _reason(costs: _Costs) -> str:
     return "; ".join(parts)
 
 
-def _noise(graph: Graph, recipe: Recipe, ranges: Mapping[Need, Range], data: Batches, progress: Progress | None) -> float:
-    """SQNR of the model's float outputs, all together, each counted by its own energy."""
-    quantized = insert(graph, decide(graph, recipe), ranges, weight_calibrator=recipe.weight_calibrator)
+def _noise(
+    graph: Graph, models: Mapping[str, Recipe], ranges: Mapping[Need, Range], data: Batches, progress: Progress | None
+) -> dict[str, float]:
+    """For each recipe, the SQNR of the model's float outputs: the mean of their decibels."""
     names = [name for name in dict.fromkeys(leaves(graph.outputs)) if name in graph.values and graph.values[name].dtype == "float32"]
-    exact, rounded = Watch(graph, names), Watch(quantized, names)
-    signal, noise = dict.fromkeys(names, 0.0), dict.fromkeys(names, 0.0)
-    for i, batch in enumerate(limited(data, None, "comparing models", progress)):
-        if i == _BATCHES:
-            break
-        right, got = exact(batch.inputs), rounded(batch.inputs)
-        for name in names:
-            signal[name] += _energy(right[name])
-            noise[name] += _energy(got[name].astype(np.float64) - right[name])
-    return float(np.mean([decibels(signal[name], noise[name]) for name in names])) if names else 0.0
+    exact = Watch(graph, names)
+    right = [exact(batch.inputs) for batch in limited(data, _SAMPLES, "comparing models", progress)]
+    found = {}
+    for title, recipe in models.items():
+        quantized = insert(graph, decide(graph, recipe), ranges, weight_calibrator=recipe.weight_calibrator)
+        watch = Watch(quantized, names)
+        noise = dict.fromkeys(names, 0.0)
+        for batch, values in zip(limited(data, _SAMPLES, f"comparing models: {title}", progress), right, strict=True):
+            got = watch(batch.inputs)
+            for name in names:
+                noise[name] += _energy(got[name] - values[name])
+        signal = {name: sum(_energy(values[name]) for values in right) for name in names}
+        found[title] = float(np.mean([decibels(signal[name], noise[name]) for name in names])) if names else 0.0
+    return found

@@ -355,7 +355,7 @@ RECIPES: Mapping[str, Recipe] = _rows(
         format_named("e4m3"),
         format_named("e4m3"),
         candidates=tuple(f for name in _PAPER if (f := format_named(name)) is not None),
-        batch_norm=3000,
+        batch_norm=128,
     ),
 )
 """Every recipe by name. A new one is a row. "NAME-static" and "NAME-dynamic" are the same with another approach."""
