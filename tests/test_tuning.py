@@ -218,6 +218,22 @@ def test_a_model_too_broken_for_the_metric_misses_the_target() -> None:
     assert json.loads(json.dumps(found.as_dict()))["trials"][0]["value"] == "nan"
 
 
+def test_where_the_output_is_no_float_nodes_are_ranked_by_their_own() -> None:
+    b = GraphBuilder()
+    x = b.input("x", ("B", 16), "float32")
+    rng = np.random.default_rng(3)
+    far = np.ones(16, np.float32)
+    far[0] = LOST
+    y = b.node("linear", (x, b.constant("w", rng.standard_normal((16, 16)))), name="sound")
+    scaled = b.node("mul", (y, b.constant("far", far)))
+    y = b.node("linear", (scaled, b.constant("v", rng.standard_normal((16, 16)) / far)), name="broken")
+    graph = b.finish(b.node("argmax", (y,), {"dim": 1}))
+    found = tuned(graph, metric=lambda outputs, labels: float(np.mean(outputs == labels)), tolerance=0.2)
+    assert found.met
+    assert found.ranking[0].node == "broken"
+    assert kept(found.recipe.overrides) == {"broken"}
+
+
 # -- what it takes ----------------------------------------------------------------------------------------------------
 
 
@@ -260,6 +276,30 @@ def test_trials_measure_the_models_that_the_workflow_makes(recipe: Recipe) -> No
         assert graph_digest(bench.quantized(candidate)) == graph_digest(quantize_model(graph, candidate, [X]).graph)
 
 
+def test_recipes_have_one_key_if_they_make_one_model() -> None:
+    graph = branches(1, 1)
+    bench = Bench(graph, START, Kept(load_batches(labelled(graph), inputs=graph.inputs), graph.inputs), Target(likeness))
+    named = START.replace(name="other", overrides=(Override(match="branch.*", weights="e4m3"),))
+    assert bench.key(START) == bench.key(named)
+    changes: list[dict[str, Any]] = [
+        {"weights": "e3m4"},
+        {"activations": "e3m4"},
+        {"approach": "static"},
+        {"weight_granularity": "tensor"},
+        {"activation_granularity": "token"},
+        {"power_of_two": True},
+        {"skip": ("branch.0",)},
+        {"calibrator": "mse"},
+        {"weight_calibrator": "mse"},
+        {"samples": 7},
+        {"smooth": 0.5},
+        {"smooth": 0.6},
+        {"correct_bias": True},
+    ]
+    keys = {bench.key(START.replace(**change)) for change in changes} | {bench.key(START)}
+    assert len(keys) == len(changes) + 1
+
+
 def test_automatic_formats_are_chosen_once_and_changed_from_there() -> None:
     found = tuned(branches(1, LOST), "auto", calibration=[X])
     assert found.met
@@ -286,6 +326,7 @@ SAID = st.sampled_from(
         Override(match="block_1", activations="e5m2"),
         Override(match="bl*", weight_granularity="tensor"),
         Override(match="o*r", keep=True),
+        Override(match="other", weight_granularity="tensor"),
         Override(op="linear", weights="e5m2"),
     ]
 )
@@ -311,6 +352,8 @@ def test_a_change_is_about_its_nodes_and_no_others(overrides: list[Override], ke
             assert not schemes
         elif name in formats:
             assert [str(scheme.format) for scheme in schemes.values()] == ["float8_e3m4fn", "float8_e4m3fn"]
+            # What else was said of it still holds.
+            assert not before[name] or [s.granularity for s in schemes.values()] == [s.granularity for s in before[name].values()]
         else:
             assert schemes == before[name]
 

@@ -40,8 +40,10 @@ __all__ = ["FP32_KEY", "Bench", "graph_digest", "without_techniques"]
 
 FP32_KEY = "fp32"
 
-_SAMPLES = 32
-"""On so many nodes are measured."""
+_SAMPLES, _FEWEST = 32, 4
+_NUMBERS = 1 << 20
+"""On so many samples nodes are measured: fewer, where they are large, since each node takes a run of the model; of pictures with 224
+pixels a side seven, which differ in a thousand logits each."""
 
 
 class Bench:
@@ -167,7 +169,10 @@ class Bench:
 
     def few(self) -> list[Batch]:
         """Batches on which nodes are measured: the first for calibration, or those of the data."""
-        return list(drawn(self.calibration or self._data, self.graph.inputs, _SAMPLES, None))
+        kept = self.calibration or self._data
+        first = next(iter(kept))
+        each = sum(array.size for array in first.inputs.values()) // max(first.samples, 1)
+        return list(drawn(kept, self.graph.inputs, min(max(_NUMBERS // max(each, 1), _FEWEST), _SAMPLES), None))
 
     def measured_output(self, graph: Graph) -> Graph:
         """The graph with that output alone which the metric sees, where one was named."""

@@ -23,10 +23,14 @@ from fp8np.metrics import decibels, plain
 from fp8np.model import Model
 from fp8np.ptq.assign import Decision, needs
 from fp8np.ptq.insert import insert
+from fp8np.scheme import Scheme
 from fp8np.tuning.bench import Bench
 from fp8np.watch import Watch
 
 __all__ = ["Damage", "Ranking"]
+
+_NUMBERS = 1 << 20
+"""Of an operand, on which a node's own output is measured."""
 
 
 @dataclass(frozen=True)
@@ -61,6 +65,7 @@ class Ranking:
         exact = bench.measured_output(bench.prepared)
         self._outputs = Outputs(exact, exact, self._batches)
         self._alone = _Alone()
+        self._known: dict[tuple[str, tuple[tuple[int, Scheme], ...]], Damage] = {}
 
     def ranked(self, decisions: Sequence[Decision]) -> tuple[Damage, ...]:
         """The nodes that decisions quantize, those that cost most first."""
@@ -68,7 +73,10 @@ class Ranking:
         self._bench.calibrate(needs(self._bench.prepared, quantized))
         found = []
         for i, decision in enumerate(quantized, 1):
-            found.append(Damage(decision.node, self._nodes[decision.node].op, self._damage(decision)))
+            key = decision.node, tuple(decision.schemes.items())
+            if key not in self._known:
+                self._known[key] = Damage(decision.node, self._nodes[decision.node].op, self._damage(decision))
+            found.append(self._known[key])
             if self._bench.progress is not None:
                 self._bench.progress("ranking nodes", i, len(quantized))
         return tuple(sorted(found, key=lambda damage: damage.sqnr))
@@ -100,7 +108,7 @@ class _Alone:
     def of(cls, graph: Graph, node: Node, batch: Batch) -> _Alone:
         """The node on what it reads in a graph."""
         read = [name for name in dict.fromkeys(node.inputs) if name is not None]
-        operands = Watch(graph, [name for name in read if name not in graph.constants])(batch.inputs)
+        operands = _fewer(Watch(graph, [name for name in read if name not in graph.constants])(batch.inputs))
         b = GraphBuilder()
         for name in read:
             if name in operands:
@@ -118,6 +126,16 @@ class _Alone:
         given = leaves(Model(graph).run(self.operands))
         noise = sum(_energy(got - exact) for got, exact in zip(given, self.exact, strict=True))
         return -math.inf if math.isnan(noise) else decibels(self.signal, noise)
+
+
+def _fewer(operands: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The first of what axis 0 of all operands counts, where they are large: a million numbers tell as much."""
+    counts = {array.shape[0] if array.ndim else 0 for array in operands.values()}
+    largest = max((array.size for array in operands.values()), default=0)
+    if len(counts) > 1 or largest <= _NUMBERS:
+        return operands
+    kept = max(1, counts.pop() * _NUMBERS // largest)
+    return {name: array[:kept] for name, array in operands.items()}
 
 
 def _energy(array: Any) -> float:
