@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 from click.testing import CliRunner, Result
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from fp8np._toml import Document, read_document
@@ -110,6 +110,7 @@ def test_a_named_recipe_is_the_file_that_shows_it(name: str, tmp_path: Path) -> 
 
 
 @settings(deadline=None, max_examples=80)
+@example(recipe=Recipe('\x7f \\ "quoted"\n\u2028', None, None))
 @given(recipe=recipes())
 def test_a_recipe_is_the_file_that_shows_it(recipe: Recipe, tmp_path_factory: pytest.TempPathFactory) -> None:
     folder = tmp_path_factory.getbasetemp()
