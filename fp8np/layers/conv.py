@@ -56,7 +56,9 @@ def _shape(
     kernel = weight.shape[2:]
     out = tuple(
         (n + before + after - d * (k - 1) - 1) // s + 1
-        for n, k, s, d, (before, after) in zip(x.shape[-axes:], kernel, stride, dilation, pads_around(padding, kernel, dilation), strict=True)
+        for n, k, s, d, (before, after) in zip(
+            x.shape[-axes:], kernel, stride, dilation, pads_around(padding, kernel, dilation), strict=True
+        )
     )
     require(all(not isinstance(n, int) or n > 0 for n in out), name, "a padded x at least as large as the kernel", x=x, weight=weight)
     return Spec((*x.shape[: -axes - 1], weight.shape[0], *out))
