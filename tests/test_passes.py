@@ -16,7 +16,7 @@ from fp8np.artifact import save
 from fp8np.build import GraphBuilder
 from fp8np.calibrate import calibrate
 from fp8np.data import Batches, load_batches
-from fp8np.errors import CalibrationError
+from fp8np.errors import CalibrationError, RecipeError
 from fp8np.formats import get_format
 from fp8np.graph import Graph
 from fp8np.interpret import interpret
@@ -765,3 +765,34 @@ def test_integers_take_the_scale_with_the_least_error_too() -> None:
     assert largest is not None
     assert least is not None
     assert least > largest + 0.5
+
+
+def test_what_a_recipe_says_of_a_node_is_not_chosen_otherwise() -> None:
+    b = GraphBuilder()
+    x = b.input("x", ("B", 16), "float32")
+    rng = np.random.default_rng(3)
+    h = b.node("linear", (x, b.constant("v", rng.standard_normal((8, 16)))), name="first")
+    graph = b.finish(b.node("linear", (h, b.constant("w", rng.standard_normal((4, 8)))), name="second"))
+    data = [rng.standard_normal((32, 16)).astype(np.float32)]
+    for said in (Override(match="first", weights="e5m2"), Override(match="f*", weights="e5m2"), Override(op="linear", weights="e5m2")):
+        result = quantize_model(graph, get_recipe("auto").replace(overrides=(said,)), data)
+        formats = {layer.name: (layer.weights, layer.activations) for layer in result.report.layers}
+        assert formats["first"] == ("float8_e5m2", "float8_e3m4fn")
+        assert formats["second"][0] == ("float8_e5m2" if said.op else "float8_e3m4fn")
+
+
+def test_formats_of_embeddings_are_chosen_by_their_weights() -> None:
+    b = GraphBuilder()
+    ids = b.input("ids", ("B", "T"), "int64")
+    rng = np.random.default_rng(4)
+    h = b.node("embedding", (b.constant("table", rng.standard_normal((11, 16))), ids), name="embed")
+    graph = b.finish(b.node("linear", (h, b.constant("w", rng.standard_normal((8, 16)))), name="fc"))
+    result = quantize_model(graph, "auto", [{"ids": rng.integers(0, 11, (4, 5))} for _ in range(2)])
+    (embed,) = (layer for layer in result.report.layers if layer.name == "embed")
+    assert embed.weights == "float8_e3m4fn"
+    assert embed.note.startswith("weights e4m3 3")
+
+
+def test_integers_are_no_candidates() -> None:
+    with pytest.raises(RecipeError, match="int8 meets itself only"):
+        get_recipe("auto").replace(candidates=("e4m3", "int8"))

@@ -22,15 +22,14 @@ import numpy.typing as npt
 
 from fp8np.calibrate import Need, Range, calibrate
 from fp8np.data import Batches, Progress, limited
-from fp8np.graph import Graph, leaves
+from fp8np.graph import Graph, Node, leaves
 from fp8np.metrics import decibels
 from fp8np.observers import parse_calibrator
 from fp8np.ptq._matrix import Layer, layer_of
-from fp8np.ptq.assign import TOKEN_OPS, Decision, decide, needs
-from fp8np.ptq.codes import quantized_weight
+from fp8np.ptq.assign import TOKEN_OPS, Decision, decide, needs, overridden
+from fp8np.ptq.codes import rounded_weight
 from fp8np.ptq.insert import insert, rounded_activation
 from fp8np.ptq.recipe import Format, Override, Recipe, paper_name
-from fp8np.scaling import dequantize
 from fp8np.scheme import PerTensor, PerToken
 from fp8np.watch import Watch
 
@@ -66,9 +65,10 @@ class Choice:
 
 @dataclass
 class _Costs:
-    """Squared errors of one layer's output, by candidate, and its energy."""
+    """Squared errors of one layer's output, by candidate, and its energy; of a weight itself where it is no product's."""
 
-    layer: Layer
+    node: Node
+    x: str = ""
     signal: float = 0.0
     weights: dict[Format, float] = field(default_factory=dict)
     tensor: dict[Format, float] = field(default_factory=dict)
@@ -137,8 +137,10 @@ def _measured(
     by_format = {w: {d.node: d.schemes for d in made} for (w, a), made in decisions.items() if a in (w, None)}
     first = next(iter(by_format.values()))
     layers = [layer for node in graph.nodes if (layer := layer_of(graph, node)) is not None and first.get(node.name)]
+    others = [node for node in graph.nodes if first.get(node.name) and layer_of(graph, node) is None]
+    measured = {node.name: _weight_costs(graph, recipe, node, by_format) for node in others}
     if not layers:
-        return {}
+        return measured
     watch = Watch(graph, dict.fromkeys(layer.x for layer in layers))
     gathered: dict[str, list[Floats]] = {layer.node.name: [] for layer in layers}
     for batch in limited(data, _SAMPLES, "measuring layers", progress):
@@ -147,7 +149,21 @@ def _measured(
         for layer in layers:
             gathered[layer.node.name].append(layer.rows(found[layer.x], graph.constants[layer.weight].shape, limit))
     rows = {name: np.concatenate(parts, axis=1) for name, parts in gathered.items()}
-    return {layer.node.name: _costs(graph, recipe, layer, rows[layer.node.name], by_format, ranges) for layer in layers}
+    return measured | {layer.node.name: _costs(graph, recipe, layer, rows[layer.node.name], by_format, ranges) for layer in layers}
+
+
+def _weight_costs(graph: Graph, recipe: Recipe, node: Node, by_format: Mapping[Any, Mapping[str, Any]]) -> _Costs:
+    """Of a node that is no product with one weight, such as an embedding: what rounding costs its weights."""
+    costs = _Costs(node)
+    for fmt, nodes in by_format.items():
+        for i, scheme in nodes.get(node.name, {}).items():
+            constant = graph.constants.get(str(node.inputs[i]))
+            if isinstance(constant, np.ndarray):
+                rounded = rounded_weight(constant, scheme, recipe.weight_calibrator)
+                costs.weights[fmt] = costs.weights.get(fmt, 0.0) + _energy(np.atleast_1d(rounded - constant))
+    weights = {name for name in map(str, node.inputs) if name in graph.constants and graph.constants[name].ndim > 1}
+    costs.signal = sum(_energy(np.asarray(graph.constants[name])) for name in weights)
+    return costs
 
 
 def _costs(
@@ -160,14 +176,14 @@ def _costs(
 ) -> _Costs:
     constant = np.asarray(graph.constants[layer.weight])
     w = layer.matrix(constant).transpose(0, 2, 1)
-    costs = _Costs(layer, _energy(x @ w))
+    costs = _Costs(layer.node, layer.x, _energy(x @ w))
     for fmt, nodes in by_format.items():
         schemes = nodes.get(layer.node.name, {})
         scheme = schemes.get(layer.weight_position)
         if scheme is not None:
-            rounded = dequantize(quantized_weight(constant, scheme, recipe.weight_calibrator))
+            rounded = rounded_weight(constant, scheme, recipe.weight_calibrator)
             costs.weights[fmt] = _energy(x @ (layer.matrix(rounded).transpose(0, 2, 1) - w))
-            one = dequantize(quantized_weight(constant, replace(scheme, granularity=PerTensor()), recipe.weight_calibrator))
+            one = rounded_weight(constant, replace(scheme, granularity=PerTensor()), recipe.weight_calibrator)
             costs.tensor[fmt] = _energy(x @ (layer.matrix(one).transpose(0, 2, 1) - w))
         read = schemes.get(layer.x_position)
         if read is not None:
@@ -188,25 +204,27 @@ def _overrides(recipe: Recipe, measured: Mapping[str, _Costs]) -> list[Override]
     tokens: dict[str, dict[Format, float]] = {}
     for costs in measured.values():
         for found, shared in ((costs.activations, together), (costs.tokens, tokens)):
-            sums = shared.setdefault(costs.layer.x, {})
+            sums = shared.setdefault(costs.x, {})
             for fmt in costs.activations:
                 sums[fmt] = sums.get(fmt, 0.0) + found.get(fmt, np.inf) / max(costs.signal, 1e-300)
     overrides = []
     for name, costs in measured.items():
         weights = min(costs.weights, key=costs.weights.__getitem__) if costs.weights else None
-        activations, by_token = _best_activations(together[costs.layer.x], tokens[costs.layer.x])
-        if weights is None and activations is None:
-            continue
-        overrides.append(
-            Override(
-                match=name,
-                weights=None if weights is None else paper_name(weights),
-                activations=None if activations is None else paper_name(activations),
-                approach="dynamic" if by_token else None,
-                weight_granularity="tensor" if weights is not None and _one_is_enough(costs, weights) else None,
-                activation_granularity="token" if by_token else None,
-            )
-        )
+        activations, by_token = _best_activations(together[costs.x], tokens[costs.x])
+        settings = {
+            "weights": None if weights is None else paper_name(weights),
+            "activations": None if activations is None else paper_name(activations),
+            "approach": "dynamic" if by_token else None,
+            "weight_granularity": "tensor" if weights is not None and _one_is_enough(costs, weights) else None,
+            "activation_granularity": "token" if by_token else None,
+        }
+        # What the recipe says of a node was meant.
+        given = overridden(costs.node, recipe.overrides)
+        settings = {key: value for key, value in settings.items() if value is not None and key not in given}
+        if by_token and not {"approach", "activation_granularity"} <= settings.keys():
+            settings = {key: value for key, value in settings.items() if key not in ("approach", "activation_granularity")}
+        if settings:
+            overrides.append(Override(match=name, **settings))  # type: ignore[arg-type]
     return overrides
 
 

@@ -210,6 +210,8 @@ class Recipe:
         formats = [_valid_format(where, "candidates", name) for name in self.candidates]
         if None in formats:
             raise RecipeError(f"{where}: expected candidates to be formats; what stays in float32 is said by ops, skip or an override")
+        if INT8 in formats:
+            raise RecipeError(f"{where}: candidates are formats of floats; {INT8} meets itself only: say it of nodes in an override")
         object.__setattr__(self, "candidates", tuple(dict.fromkeys(formats)))
         object.__setattr__(self, "ops", expanded(self.ops))
         object.__setattr__(self, "skip", tuple(self.skip))
