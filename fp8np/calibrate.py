@@ -149,8 +149,11 @@ def _runner(graph: Graph, names: list[str], execute: Execute | None) -> Callable
     watch = Watch(graph, names)
 
     def run(inputs: Mapping[str, Any], observe: Callable[[str, Any], None]) -> None:
-        for name, array in watch(inputs).items():
-            observe(name, array)
+        def use(values: dict[str, Any]) -> None:
+            for name, array in values.items():
+                observe(name, array)
+
+        watch.look(inputs, use)
 
     return run
 

@@ -75,13 +75,13 @@ class Histogram:
 
         Args:
             array: of floats, not empty; rounded to float32 if of another type.
-            rows: into how many parts of one size the array falls, in C order.
+            rows: into how many parts of one size the array falls, along axis 0 where that is long enough, else in C order.
 
         Returns:
             float32 (rows, 2): the least and the largest number of each part. One of them is NaN or infinity where the part holds any;
             the histogram is of no use then.
         """
-        values = np.ascontiguousarray(array, np.float32).reshape(rows, -1)
+        values = np.ascontiguousarray(_as_it_lies(array), np.float32).reshape(rows, -1)
         extremes = np.empty((rows, 2), np.float32)
         select("histogram")(values, self.counts, extremes)
         extremes += np.float32(0)  # -0 is 0
@@ -124,6 +124,13 @@ class Histogram:
         i = min(int(np.searchsorted(reached, wanted)), len(reached) - 1)
         part = min(1.0 - (reached[i] - wanted) / bins.count[i], 1.0)
         return float(bins.low[i] + part * (bins.high[i] - bins.low[i]))
+
+
+def _as_it_lies(array: Any) -> Any:
+    """An array with its axes but the first in the order in which they lie in memory: counting is quickest there, and needs no order."""
+    if not isinstance(array, np.ndarray) or array.ndim < 3 or array.flags.c_contiguous:
+        return array
+    return array.transpose(0, *sorted(range(1, array.ndim), key=lambda axis: -array.strides[axis]))
 
 
 def _bins(counts: npt.NDArray[np.int64], least: float, largest: float) -> Bins:

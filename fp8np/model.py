@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import threading
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -81,6 +81,24 @@ class Model:
             return plan.execute(arrays)
 
     __call__ = run
+
+    def look(self, inputs: Any, use: Callable[[Structure], None], *, threads: int | None = None) -> None:
+        """Calls ``use(outputs)`` with the outputs where they lie: without a copy, in whatever order of axes in memory.
+
+        They hold until `use` returns, and are not to be written to.
+
+        Args:
+            inputs: as for `run`.
+            use: told the outputs, in the structure that `run` returns.
+            threads: as for `run`.
+
+        Raises:
+            InputError, ExecutionError: as `run` does.
+        """
+        arrays = declared_arrays(self._graph.inputs, inputs)
+        plan = self._plan(arrays)
+        with thread_limit(threads):
+            plan.execute(arrays, use=use)
 
     def node_seconds(self, inputs: Any, *, threads: int | None = None) -> dict[str, float]:
         """Runs one batch step by step and gives the seconds that each node's steps took.

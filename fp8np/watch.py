@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from fp8np.graph import Graph, pruned
@@ -46,4 +46,22 @@ class Watch:
             InputError, ExecutionError: a node refused the values it got, or failed; the message names it.
         """
         values = {} if self._model is None else dict(self._model.run(inputs))
+        return self._named(inputs, values)
+
+    def look(self, inputs: Any, use: Callable[[dict[str, Any]], None]) -> None:
+        """Calls ``use(values)`` with each named value for one batch where it lies: without a copy, until `use` returns.
+
+        Args:
+            inputs: an array for each input, by name.
+            use: told the arrays by name; they are not to be written to.
+
+        Raises:
+            InputError, ExecutionError: a node refused the values it got, or failed; the message names it.
+        """
+        if self._model is None:
+            use(self._named(inputs, {}))
+        else:
+            self._model.look(inputs, lambda values: use(self._named(inputs, values)))
+
+    def _named(self, inputs: Any, values: Any) -> dict[str, Any]:
         return {name: inputs[name] if name in self._inputs else values[name] for name in self._names}

@@ -14,7 +14,7 @@ import fp8np
 from fp8np.artifact import save
 from fp8np.build import GraphBuilder
 from fp8np.errors import ArtifactError, ExecutionError, InputError, PolicyError
-from fp8np.graph import Graph
+from fp8np.graph import Graph, leaves
 from fp8np.interpret import interpret
 from fp8np.layers import _op
 from fp8np.layers._op import OPS, Spec, op
@@ -189,3 +189,12 @@ def test_load_and_run_a_file(tmp_path: Path, quantized: Graph, batch: Any) -> No
 def test_thread_counts_are_positive_integers(threads: Any, quantized: Graph, batch: Any) -> None:
     with pytest.raises(PolicyError, match="positive integer"):
         Model(quantized).run(batch, threads=threads)
+
+
+def test_looking_sees_what_a_run_returns() -> None:
+    model = Model(small_network())
+    inputs = np.random.default_rng(5).standard_normal((3, *model.inputs[0].shape[1:])).astype(np.float32)
+    seen: list[Any] = []
+    model.look(inputs, lambda outputs: seen.append([np.array(array) for array in leaves(outputs)]))
+    for got, expected in zip(seen[0], leaves(model.run(inputs)), strict=True):
+        np.testing.assert_array_equal(got, expected)

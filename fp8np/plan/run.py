@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, MutableMapping
+from collections.abc import Callable, Mapping, MutableMapping
 from dataclasses import dataclass
 from time import perf_counter
 from typing import Any
@@ -41,12 +41,19 @@ class Plan:
         """Bytes that a run needs beside the weights."""
         return self.program.arena
 
-    def execute(self, inputs: Mapping[str, Any], *, seconds: MutableMapping[str, float] | None = None) -> Structure:
+    def execute(
+        self,
+        inputs: Mapping[str, Any],
+        *,
+        seconds: MutableMapping[str, float] | None = None,
+        use: Callable[[Structure], None] | None = None,
+    ) -> Structure:
         """Runs the steps on arrays of the planned shapes, C-contiguous.
 
         Args:
             inputs: an array for each input, by name.
             seconds: if given, steps run one at a time, and the time of each is added to its owner's.
+            use: if given, called with the outputs as they lie in the plan's memory, which are not returned then.
 
         Raises:
             InputError, ExecutionError: a step refused the values it got, or failed; the message names its node.
@@ -62,6 +69,8 @@ class Plan:
                 else:
                     for segment in self.segments:
                         _run(segment, memory, inputs)
+            if use is not None:
+                return use(map_structure(lambda name: _array(self.stored[name], memory.arena, inputs), self.outputs))
             # A caller may write into what is returned, and the memory is used again.
             return map_structure(lambda name: np.array(_array(self.stored[name], memory.arena, inputs), order="C"), self.outputs)
         finally:

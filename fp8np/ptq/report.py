@@ -7,6 +7,7 @@ import itertools
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
@@ -213,6 +214,12 @@ def _told(graph: Graph, node: Node, decision: Decision) -> bool:
     return any(weight is not None and weight.ndim > 1 for weight in weights)
 
 
+def _energy(array: Any) -> float:
+    # Flat in the order in which it lies: a sum needs no other.
+    flat = array.ravel(order="K")
+    return float(np.vdot(flat, flat))
+
+
 @dataclass
 class _Energies:
     """Of a signal and of what was added to it."""
@@ -222,9 +229,8 @@ class _Energies:
 
     def add(self, approximation: Any, reference: Any) -> None:
         exact = np.asarray(reference, np.float64)
-        self.signal += float(np.vdot(exact, exact))
-        difference = approximation - exact
-        self.noise += float(np.vdot(difference, difference))
+        self.signal += _energy(exact)
+        self.noise += _energy(np.asarray(approximation - exact))
 
     @property
     def db(self) -> float:
@@ -241,9 +247,12 @@ def _compare(
     samples = 0
     total = None if data.count is None else min(data.count, batches)
     for i, batch in enumerate(itertools.islice(data, batches)):
-        right, got = exact(batch.inputs), rounded(batch.inputs)
-        for name in floats:
-            energies.setdefault(name, _Energies()).add(got[name], right[name])
+
+        def compare(right: dict[str, Any], got: dict[str, Any]) -> None:
+            for name in floats:
+                energies.setdefault(name, _Energies()).add(got[name], right[name])
+
+        exact.look(batch.inputs, lambda right, inputs=batch.inputs: rounded.look(inputs, partial(compare, right)))  # type: ignore[misc]
         samples += batch.samples
         if progress is not None:
             progress("comparing", i + 1, total)
