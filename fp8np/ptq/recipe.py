@@ -163,7 +163,7 @@ class Recipe:
         weight_calibrator: which range of a weight counts: "max" or "mse".
         power_of_two: scales are rounded up to powers of two.
         samples: how many calibration samples are used; None: all.
-        batch_norm: re-calibrate BatchNorm on the quantized model, with so many samples (section 3.2 of the paper: 3,000); 0: do not.
+        batch_norm: re-calibrate BatchNorm on the quantized model, with so many samples (the tools of the paper take 3,000); 0: do not.
         batch_norm_paired: whether only what differs from the float32 model on these samples counts; see `fp8np.ptq.batch_norm`.
         equalize: even out the channels' ranges of convolutions that follow each other (arXiv 1906.04721), before all else.
         smooth: SmoothQuant (arXiv 2211.10438): how much of the activations' range goes into the weights, 0 to 1; "auto" searches for

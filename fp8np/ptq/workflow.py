@@ -86,8 +86,7 @@ def quantize_model(
         recipe: a row of RECIPES, its name, or a recipe of one's own.
         calibration: data that look like what the model will see: anything that `fp8np.data.load_batches` takes. Needed
             where scales are static, and by every technique that measures; otherwise only for the output figures of the report.
-        recalibration: data for the re-calibration of BatchNorm; None: those for calibration. The paper found the transform of
-            training best (section 3.2).
+        recalibration: data for the re-calibration of BatchNorm; None: those for calibration.
         samples: calibrate on the first so many (rounded up to whole batches); None: as the recipe says.
         report_batches: on how many batches the quantized model is compared with the float32 one; 0: do not.
         progress: see `fp8np.data.Progress`.
@@ -159,7 +158,7 @@ class _Workflow:
             result = check(
                 correct_bias(reference, result, decisions, self.needed("bias correction"), samples=self.samples, progress=self.progress)
             )
-        result = result.replace(meta=MappingProxyType({**self.graph.meta, **_meta(recipe, ranges)}))
+        result = result.replace(meta=MappingProxyType({**self.graph.meta, **_meta(prepared, recipe, decisions, ranges)}))
         compared = self.data if recipe.weights is not None and report_batches else None
         report = make_report(
             prepared,
@@ -201,10 +200,15 @@ def _opened(calibration: Any, graph: Graph) -> Batches:
     return calibration if isinstance(calibration, Batches) else load_batches(calibration, inputs=graph.inputs)
 
 
-def _meta(recipe: Recipe, ranges: Mapping[Need, Range]) -> dict[str, str]:
+def _meta(graph: Graph, recipe: Recipe, decisions: tuple[Decision, ...], ranges: Mapping[Need, Range]) -> dict[str, str]:
     meta = {"recipe": recipe.name}
     if recipe.weights is not None:
         meta |= {"weights": recipe.weights.name, "activations": str(recipe.activations or "float32"), "approach": recipe.approach}
+    if recipe.overrides:
+        nodes = {node.name: node for node in graph.nodes}
+        used = [(nodes[d.node].inputs[i] in graph.constants, s.format.name) for d in decisions for i, s in d.schemes.items()]
+        for role, constant in (("weights", True), ("activations", False)):
+            meta[role] = " ".join(sorted({name for own, name in used if own == constant})) or "float32"
     if ranges:
         meta["calibration_samples"] = str(max(r.samples for r in ranges.values()))
     return meta
