@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from fp8np.data import Batch, Progress
+from fp8np.data import Batch, Progress, limited
 from fp8np.errors import CalibrationError, ExecutionError, InputError
 from fp8np.graph import Graph, Node
 from fp8np.observers import Calibrator, RangeObserver
@@ -115,7 +115,7 @@ def calibrate(
     filled: set[str] = set()
     done = 0
     run = _runner(graph, order, execute)
-    for i, batch in enumerate(batches):
+    for i, batch in enumerate(limited(batches, samples, "calibrating", progress)):
 
         def observe(name: str, array: Any, i: int = i, batch: Batch = batch) -> None:
             if name not in observers or array.size == 0:
@@ -131,10 +131,6 @@ def calibrate(
         except (ExecutionError, InputError) as error:
             raise type(error)(f"calibration, batch {i}: {error}") from error
         done += batch.samples
-        if progress is not None:
-            progress("calibrating", i + 1, _total(batches, batch, samples))
-        if samples is not None and done >= samples:
-            break
     if done == 0:
         raise CalibrationError("calibration: no samples")
     for name in observers:
@@ -195,11 +191,3 @@ def _place(name: str, producers: Mapping[str, Node]) -> str:
         return f"input {name!r}"
     node = producers[name]
     return f"{name!r}, computed by {node.place},"
-
-
-def _total(batches: Iterable[Batch], batch: Batch, samples: int | None) -> int | None:
-    """How many batches there will be, going by the size of one."""
-    count: int | None = getattr(batches, "count", None)
-    if samples is None or count is None:
-        return count
-    return min(count, -(-samples // max(batch.samples, 1)))

@@ -15,7 +15,7 @@ from fp8np.cli_bench import bench
 from fp8np.cli_explain import explain
 from fp8np.cli_recipe import recipe
 from fp8np.cli_report import diff, report
-from fp8np.cli_source import READING, Sectioned, calibration_options, read, reading_options, recipe_options
+from fp8np.cli_source import READING, Sectioned, calibration_options, measuring_options, read, reading_options, recipe_options
 from fp8np.cli_study import study
 from fp8np.cli_tune import tune
 from fp8np.cli_verify import verify
@@ -229,18 +229,7 @@ def inspect(model: Path, show_graph: bool, sizes: dict[str, int] | None, as_json
 
 @main.command()
 @click.argument("model", type=_SOURCE_FILE)
-@click.option(
-    "--data",
-    required=True,
-    metavar="DATA",
-    help="Inputs and labels: .npz with an array 'labels', a folder of them, or pkg.mod:factory giving (inputs, labels).",
-)
-@click.option(
-    "--metric",
-    required=True,
-    metavar="NAME",
-    help="accuracy, spearman, cosine, psnr, sqnr, eer, or pkg.mod:function taking all outputs and all labels.",
-)
+@measuring_options
 @click.option("--reference", type=_SOURCE_FILE, metavar="MODEL", help="Another converted model, whose outputs stand in for labels.")
 @click.option("--output", metavar="NAME", help="Which output counts, where there are several: its key or position.")
 @click.option("--threads", type=click.IntRange(min=1), help="Threads that kernels may use.")

@@ -15,7 +15,7 @@ from fp8np.errors import InputError
 if TYPE_CHECKING:
     from fp8np.graph import Graph
 
-__all__ = ["READING", "Sectioned", "calibration_options", "read", "reading_options", "recipe_options"]
+__all__ = ["READING", "Sectioned", "calibration_options", "measuring_options", "read", "reading_options", "recipe_options"]
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -87,6 +87,22 @@ recipe_options = _together(
     SET,
 )
 """A recipe, and keys that are changed: ``recipe``, ``settings``."""
+
+measuring_options = _together(
+    click.option(
+        "--data",
+        required=True,
+        metavar="DATA",
+        help="Inputs and labels: .npz with an array 'labels', a folder of them, or pkg.mod:factory giving (inputs, labels).",
+    ),
+    click.option(
+        "--metric",
+        required=True,
+        metavar="NAME",
+        help="accuracy, spearman, cosine, psnr, sqnr, eer, or pkg.mod:function taking all outputs and all labels.",
+    ),
+)
+"""What a model is measured by: ``data``, ``metric``."""
 
 calibration_options = _together(
     click.option(

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from fp8np._terminal import Target, console, progress, writing
-from fp8np.cli_source import READING, Sectioned, calibration_options, read, reading_options, recipe_options
+from fp8np.cli_source import READING, Sectioned, calibration_options, measuring_options, read, reading_options, recipe_options
 
 if TYPE_CHECKING:
     from fp8np.ptq.recipe import Recipe
@@ -39,18 +39,7 @@ _TARGET = Target()
 @click.option("--recipe-out", type=_TARGET, required=True, metavar="FILE.toml", help="Where the best recipe is written, in any case.")
 @click.option("--keep-best", is_flag=True, help="Write the model of the best recipe even if it misses the target.")
 @click.option("--json", "facts", type=_TARGET, metavar="FILE", help="Also write all trials and the report as JSON.")
-@click.option(
-    "--data",
-    required=True,
-    metavar="DATA",
-    help="Inputs and labels: .npz with an array 'labels', a folder of them, or pkg.mod:factory giving (inputs, labels).",
-)
-@click.option(
-    "--metric",
-    required=True,
-    metavar="NAME",
-    help="accuracy, spearman, cosine, psnr, sqnr, eer, or pkg.mod:function taking all outputs and all labels.",
-)
+@measuring_options
 @click.option(
     "--tolerance", type=click.FloatRange(min=0), default=0.01, show_default=True, help="How much may be lost, as a part of FP32's figure."
 )
