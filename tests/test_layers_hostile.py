@@ -64,6 +64,7 @@ def bounded() -> Iterator[None]:
 
 # Inputs and required attributes that fit each other, for ops that refuse inputs of one shape; float32 where not said.
 FLOATS, INTEGERS = "float32", "int64"
+CODES, WEIGHT, ZERO = "uint8", "int8", "int32"
 FITTING: Mapping[str, tuple[tuple[tuple[Any, ...], ...], dict[str, Any]]] = {
     "batch_norm": (((2, 3, 8, 8), (3,), (3,)), {}),
     "col2im": (((2, 12, 9),), {"output_size": (4, 4), "kernel_size": (2, 2)}),
@@ -82,13 +83,21 @@ FITTING: Mapping[str, tuple[tuple[tuple[Any, ...], ...], dict[str, Any]]] = {
     "linear": (((B, 4), (3, 4)), {}),
     "lstm": (((5, B, 4), (1, B, 3), (1, B, 3), (12, 4), (12, 3), (12,), (12,)), {}),
     "lstm_cell": (((B, 4), (B, 3), (B, 3), (12, 4), (12, 3)), {}),
+    "fused_integer_conv": (((B, 3, 8, 8, CODES), (), (ZERO,), (4, 3, 3, 3, WEIGHT), (4, 1, 1, 1)), {}),
+    "fused_integer_linear": (((B, 4, CODES), (), (ZERO,), (3, 4, WEIGHT), (3, 1)), {}),
+    "integer_conv1d": (((B, 3, 8, CODES), (), (ZERO,), (4, 3, 3, WEIGHT), (4, 1, 1)), {}),
+    "integer_conv2d": (((B, 3, 8, 8, CODES), (), (ZERO,), (4, 3, 3, 3, WEIGHT), (4, 1, 1, 1)), {}),
+    "integer_embedding": (((10, 4, WEIGHT), (10, 1), (B, 3, INTEGERS)), {}),
+    "integer_embedding_bag": (((10, 4, WEIGHT), (10, 1), (B, 3, INTEGERS)), {}),
+    "integer_linear": (((B, 4, CODES), (), (ZERO,), (3, 4, WEIGHT), (3, 1)), {}),
+    "integer_matmul": (((B, 5, 4, CODES), (), (ZERO,), (B, 4, 3, CODES), (), (ZERO,)), {}),
     "unflatten": (((B, 8),), {"dim": 1, "sizes": (2, 4)}),
 }
 
 
 def fitting(name: str, row: Op) -> tuple[tuple[Value, ...], dict[str, Any]]:
     shapes, attrs = FITTING[name]
-    typed = [(shape[:-1], INTEGERS) if shape[-1] == INTEGERS else (shape, FLOATS) for shape in shapes]
+    typed = [(shape[:-1], shape[-1]) if shape and isinstance(shape[-1], str) else (shape, FLOATS) for shape in shapes]
     return tuple(Value(f"{row.input_name(i)}{i}", shape, dtype) for i, (shape, dtype) in enumerate(typed)), attrs
 
 

@@ -73,7 +73,7 @@ def integer_product(args: int, unit: int, scratch: int) -> None:
                 if flags & W.THIN:
                     thin_block(a, stride, offsets + 8 * s, packed, tables, part, deep, rows)
                 else:
-                    streamed(a + own, stride, offsets + 8 * s, slab, part, deep, 1, rows)
+                    streamed(a + own, stride, offsets + 8 * s, slab, part, deep, deep > 0, rows)
                 _add(part, c, rows, s == 0, s + deep >= steps)
                 if s + deep >= steps:
                     finish(args, c, image, within, p, rows, n * 32)
