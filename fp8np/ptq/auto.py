@@ -57,10 +57,12 @@ class Choice:
     Attributes:
         recipe: with an override for each node, and without candidates.
         reasons: for each node, the decibels of each candidate.
+        ranges: of all activations that the recipe needs, and of those that were not chosen.
     """
 
     recipe: Recipe
     reasons: Mapping[str, str]
+    ranges: Mapping[Need, Range]
 
 
 @dataclass
@@ -105,7 +107,7 @@ def choose_formats(graph: Graph, recipe: Recipe, data: Batches, *, samples: int 
     reasons = {name: _reason(costs) for name, costs in measured.items()}
     told = ", ".join(f"{name} {db:.1f}" for name, db in noise.items())
     reasons[""] = f"{best}: SQNR of the outputs in dB: {told}"
-    return Choice(models[best].replace(name=recipe.name), reasons)
+    return Choice(models[best].replace(name=recipe.name), reasons, ranges)
 
 
 def _pairs(recipe: Recipe) -> list[tuple[Format, Format | None]]:
@@ -113,12 +115,8 @@ def _pairs(recipe: Recipe) -> list[tuple[Format, Format | None]]:
     both = recipe.activations is not None
     pairs: list[tuple[Format, Format | None]] = [(f, f if both else None) for f in recipe.candidates]
     if both:
-        pairs += [(w, a) for w in recipe.candidates for a in recipe.candidates if w != a and _mantissa(w) > _mantissa(a)]
+        pairs += [(w, a) for w in recipe.candidates for a in recipe.candidates if w != a and w.mantissa_bits > a.mantissa_bits]
     return pairs
-
-
-def _mantissa(fmt: Format) -> int:
-    return int(getattr(fmt, "mantissa_bits", 7))
 
 
 def _name(recipe: Recipe) -> str:

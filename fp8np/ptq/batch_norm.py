@@ -61,7 +61,7 @@ def recalibrate_batch_norm(
         weights: those that are quantized already.
         samples: so many are used, or as many as there are; whole batches.
         paired: whether only differences from the float32 model count; otherwise the statistics are simply those of the data, as in the
-            paper.
+            paper's tools.
         progress: told about each batch.
 
     Raises:

@@ -201,7 +201,7 @@ class Recipe:
     smooth: float | str | None = None
     rounding: str = "nearest"
     correct_bias: bool = False
-    candidates: tuple[Format, ...] = ()
+    candidates: tuple[FloatFormat, ...] = ()
 
     def __post_init__(self) -> None:
         where = f"recipe {self.name!r}"
@@ -356,7 +356,7 @@ RECIPES: Mapping[str, Recipe] = _rows(
         "auto",
         format_named("e4m3"),
         format_named("e4m3"),
-        candidates=tuple(f for name in _PAPER if (f := format_named(name)) is not None),
+        candidates=tuple(map(get_format, _PAPER.values())),
         batch_norm=128,
     ),
 )

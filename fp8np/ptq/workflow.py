@@ -22,13 +22,11 @@ from fp8np.ptq.equalize import equalize
 from fp8np.ptq.fold import fold_batch_norm
 from fp8np.ptq.insert import insert, quantized_weights
 from fp8np.ptq.recipe import Override, Recipe, get_recipe
-from fp8np.ptq.report import Report, make_report
+from fp8np.ptq.report import NO_NOTES, Report, make_report
 from fp8np.ptq.rounding import adapted_weights, carried_over
 from fp8np.ptq.smooth import smooth
 from fp8np.scheme import Scheme
 from fp8np.tensor import QTensor
-
-NO_REASONS: Mapping[str, str] = MappingProxyType({})
 
 __all__ = ["Quantized", "Result", "quantize_graph", "quantize_model"]
 
@@ -112,7 +110,8 @@ class _Workflow:
     progress: Progress | None
 
     def result(self, recalibration: Any, report_batches: int) -> Result:
-        recipe, reasons = self.recipe, NO_REASONS
+        recipe, reasons = self.recipe, NO_NOTES
+        known: Mapping[Need, Range] = {}
         whole = self.graph
         if recipe.equalize:
             whole = check(equalize(whole))
@@ -126,9 +125,9 @@ class _Workflow:
         prepared = reference = check(fold_batch_norm(whole))
         if recipe.candidates:
             choice = choose_formats(prepared, recipe, self.needed("choosing formats"), samples=self.samples, progress=self.progress)
-            recipe, reasons = choice.recipe, choice.reasons
+            recipe, reasons, known = choice.recipe, choice.reasons, choice.ranges
         decisions = decide(prepared, recipe)
-        ranges = self.ranges(prepared, decisions)
+        ranges = self.ranges(prepared, decisions, known)
         weights: Mapping[tuple[str, Scheme], QTensor] = {}
         if recipe.rounding == "adaptive":
             data = self.needed("adaptive rounding")
@@ -180,7 +179,7 @@ class _Workflow:
             )
         return self.data
 
-    def ranges(self, graph: Graph, decisions: tuple[Decision, ...]) -> dict[Need, Range]:
+    def ranges(self, graph: Graph, decisions: tuple[Decision, ...], known: Mapping[Need, Range]) -> dict[Need, Range]:
         wanted = needs(graph, decisions)
         if not wanted:
             return {}
@@ -190,7 +189,9 @@ class _Workflow:
                 "none: give some (--calibration: npz, npy, a folder of them, or package.module:function), or choose --approach dynamic"
             )
         calibrator = parse_calibrator(self.recipe.calibrator)
-        found = calibrate(graph, self.data, wanted, calibrator=calibrator, samples=self.samples, progress=self.progress)
+        new = [need for need in wanted if need not in known]
+        found = calibrate(graph, self.data, new, calibrator=calibrator, samples=self.samples, progress=self.progress) if new else {}
+        found = {need: known[need] if need in known else found[need] for need in wanted}
         for text in warnings_of(graph, found):
             warnings.warn(text, CalibrationWarning, stacklevel=4)
         return found
