@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from fp8np.errors import InputError
 
-__all__ = ["METRICS", "accuracy", "cosine", "decibels", "eer", "plain", "psnr", "spearman", "sqnr"]
+__all__ = ["METRICS", "accuracy", "cosine", "decibels", "eer", "energy", "plain", "psnr", "spearman", "sqnr"]
 
 
 def accuracy(logits: Any, labels: Any) -> float:
@@ -143,6 +143,16 @@ def sqnr(approximation: Any, reference: Any) -> float:
     """
     x, y = _pair("sqnr", approximation, reference)
     return decibels(float(np.sum(y * y)), float(np.sum((x - y) ** 2)))
+
+
+def energy(array: Any) -> float:
+    """The sum of squares, in float64, added up in the order in which the numbers lie in memory.
+
+    >>> energy(np.array([[3.0, 4.0]], np.float32))
+    25.0
+    """
+    flat = np.asarray(array, np.float64).ravel(order="K")
+    return float(np.vdot(flat, flat))
 
 
 def decibels(signal: float, noise: float) -> float:

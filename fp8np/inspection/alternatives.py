@@ -10,14 +10,13 @@ import numpy as np
 import numpy.typing as npt
 
 from fp8np.formats import FloatFormat
+from fp8np.inspection.originals import sqnr_of
 from fp8np.layers._op import OPS
-from fp8np.metrics import decibels
 from fp8np.ptq.codes import quantized_weight
 from fp8np.ptq.recipe import RECIPES
 from fp8np.ptq.weights import weight_scales
 from fp8np.scaling import dequantize, quantize, scale_for
 from fp8np.scheme import Granularity, PerChannel, PerTensor, Scheme
-from fp8np.tensor import QTensor
 
 __all__ = ["Alternative", "activation_alternatives", "float_op", "sample_rows", "weight_alternatives"]
 
@@ -65,7 +64,9 @@ def weight_alternatives(op: str, role: str, weight: Array) -> tuple[Alternative,
     each: Granularity = OPS[float_op(op)].quantizable.get(role, PerTensor())
     schemes = [Scheme(fmt, granularity) for fmt in formats() for granularity in dict.fromkeys((each, PerTensor()))]
     return _best_first(
-        Alternative(scheme, how, _sqnr(quantized_weight(weight, scheme, how), weight)) for scheme in schemes for how in ("max", "mse")
+        Alternative(scheme, how, sqnr_of(dequantize(quantized_weight(weight, scheme, how)), weight))
+        for scheme in schemes
+        for how in ("max", "mse")
     )
 
 
@@ -82,9 +83,9 @@ def activation_alternatives(op: str, rows: Array, amax: float) -> tuple[Alternat
     for fmt in formats():
         scheme = Scheme(fmt)
         for how, scale in (("max", scale_for(amax, fmt)), ("mse", weight_scales(x, scheme, "mse"))):
-            found.append(Alternative(scheme, how, _sqnr(quantize(x, fmt, scale=scale), x), float(scale)))
+            found.append(Alternative(scheme, how, sqnr_of(dequantize(quantize(x, fmt, scale=scale)), x), float(scale)))
         if "conv" not in op and x.shape[1] > 1:
-            found.append(Alternative(Scheme(fmt, PerChannel(0), dynamic=True), "max", _sqnr(quantize(x, fmt, axis=0), x)))
+            found.append(Alternative(Scheme(fmt, PerChannel(0), dynamic=True), "max", sqnr_of(dequantize(quantize(x, fmt, axis=0)), x)))
     return _best_first(found)
 
 
@@ -110,8 +111,3 @@ def sample_rows(array: Array) -> Array:
 
 def _best_first(found: Iterable[Alternative]) -> tuple[Alternative, ...]:
     return tuple(sorted(found, key=lambda alternative: -alternative.sqnr))
-
-
-def _sqnr(q: QTensor, x: Array) -> float:
-    exact = x.astype(np.float64)
-    return decibels(float(np.vdot(exact, exact)), float(np.sum((dequantize(q) - exact) ** 2)))

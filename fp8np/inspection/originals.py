@@ -14,7 +14,7 @@ import numpy.typing as npt
 from fp8np.graph import Graph, Node
 from fp8np.inspection.operands import Operand
 from fp8np.layers._op import OPS
-from fp8np.metrics import decibels
+from fp8np.metrics import decibels, energy
 from fp8np.tensor import QTensor
 
 __all__ = ["original_weight", "rescaled_like"]
@@ -60,7 +60,7 @@ def rescaled_like(original: Array, values: Array) -> tuple[Array, bool]:
     >>> rescaled_like(w, (w + rng.standard_normal(w.shape) / 100).astype(np.float32))[1]
     False
     """
-    plain = _sqnr(values, original)
+    plain = sqnr_of(values, original)
     few = original.ndim < 2 or original.size < _NUMBERS * sum(original.shape[:2])
     if few or not np.isfinite(plain) or not np.isfinite(original).all():
         return original, False
@@ -71,13 +71,14 @@ def rescaled_like(original: Array, values: Array) -> tuple[Array, bool]:
         rows = _fit(product @ columns, square @ columns**2)
         columns = _fit(product.T @ rows, square.T @ rows**2)
     fitted = (w * (rows[:, None, None] * columns[:, None])).reshape(original.shape).astype(np.float32)
-    return (fitted, True) if _sqnr(values, fitted) >= plain + _EXPLAINED else (original, False)
+    return (fitted, True) if sqnr_of(values, fitted) >= plain + _EXPLAINED else (original, False)
 
 
 def _fit(product: Array, square: Array) -> Array:
     return np.divide(product, square, out=np.ones_like(product), where=square > 0)
 
 
-def _sqnr(values: Array, reference: Array) -> float:
+def sqnr_of(values: Array, reference: Array) -> float:
+    """In dB, of arrays of one shape, which may be empty."""
     exact = reference.astype(np.float64)
-    return decibels(float(np.vdot(exact, exact)), float(np.sum((values - exact) ** 2)))
+    return decibels(energy(exact), energy(values - exact))

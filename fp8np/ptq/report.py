@@ -18,7 +18,7 @@ from fp8np.data import Batches, Progress
 from fp8np.graph import Constant, Graph, Node, named_leaves
 from fp8np.integers import INT8
 from fp8np.layers._op import OPS
-from fp8np.metrics import decibels, plain
+from fp8np.metrics import decibels, energy, plain
 from fp8np.ptq.assign import Decision
 from fp8np.ptq.integers import integer_weight
 from fp8np.scaling import dequantize
@@ -214,12 +214,6 @@ def _told(graph: Graph, node: Node, decision: Decision) -> bool:
     return any(weight is not None and weight.ndim > 1 for weight in weights)
 
 
-def _energy(array: Any) -> float:
-    # Flat in the order in which it lies: a sum needs no other.
-    flat = array.ravel(order="K")
-    return float(np.vdot(flat, flat))
-
-
 @dataclass
 class _Energies:
     """Of a signal and of what was added to it."""
@@ -229,8 +223,8 @@ class _Energies:
 
     def add(self, approximation: Any, reference: Any) -> None:
         exact = np.asarray(reference, np.float64)
-        self.signal += _energy(exact)
-        self.noise += _energy(np.asarray(approximation - exact))
+        self.signal += energy(exact)
+        self.noise += energy(approximation - exact)
 
     @property
     def db(self) -> float:

@@ -11,15 +11,13 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any
 
-import numpy as np
-
 from fp8np.build import GraphBuilder
 from fp8np.data import Batch
 from fp8np.graph import Graph, Node, leaves
 from fp8np.inspection.outputs import Outputs
 from fp8np.interpret import bind_sizes, evaluated
 from fp8np.layers._op import OPS
-from fp8np.metrics import decibels, plain
+from fp8np.metrics import decibels, energy, plain
 from fp8np.model import Model
 from fp8np.ptq.assign import Decision, needs
 from fp8np.ptq.insert import insert
@@ -118,13 +116,13 @@ class _Alone:
         attrs = evaluated(OPS[node.op].filled(node.attrs), bind_sizes(graph, batch.inputs))
         alone = b.finish(b.node(node.op, node.inputs, attrs, name=node.name, origin=node.origin))
         exact = tuple(leaves(Model(alone, checked=True).run(operands)))
-        return cls(node.name, alone, operands, exact, sum(map(_energy, exact)))
+        return cls(node.name, alone, operands, exact, sum(map(energy, exact)))
 
     def sqnr(self, decision: Decision, quantized: Callable[[Graph, tuple[Decision]], Graph]) -> float:
         assert self.graph is not None
         graph = quantized(self.graph, (Decision(self.graph.nodes[0].name, decision.schemes),))
         given = leaves(Model(graph).run(self.operands))
-        noise = sum(_energy(got - exact) for got, exact in zip(given, self.exact, strict=True))
+        noise = sum(energy(got - exact) for got, exact in zip(given, self.exact, strict=True))
         return -math.inf if math.isnan(noise) else decibels(self.signal, noise)
 
 
@@ -136,8 +134,3 @@ def _fewer(operands: Mapping[str, Any]) -> Mapping[str, Any]:
         return operands
     kept = max(1, counts.pop() * _NUMBERS // largest)
     return {name: array[:kept] for name, array in operands.items()}
-
-
-def _energy(array: Any) -> float:
-    flat = np.asarray(array, np.float64)
-    return float(np.vdot(flat, flat))
