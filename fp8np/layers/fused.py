@@ -35,6 +35,24 @@ def check_ending(name: str, activation: Any, lo: Any, hi: Any) -> None:
     require(all(isinstance(v, int | float) for v in (lo, hi)), name, "numbers for lo and hi", lo=lo, hi=hi)
 
 
+def check_pads(name: str, pads: Any, fits: bool, expected: str, **given: Any) -> None:
+    """Raises ShapeError unless pads are four numbers of zeros, and what else is expected of them fits."""
+    four = isinstance(pads, tuple) and len(pads) == 4 and all(isinstance(p, int) and p >= 0 for p in pads)
+    require(four and fits, name, expected, **given, pads=pads)
+
+
+def fused_shape(
+    name: str, product: str, inputs: tuple[Spec | None, ...], residual: Spec | None, ending: tuple[Any, ...], attrs: Any
+) -> Spec:
+    """The shape of a product with its ending: that of the product, which is the residual's, too."""
+    check_ending(name, *ending)
+    y = OPS[product].shape(*inputs, **attrs)
+    assert isinstance(y, Spec)
+    require_floats(name, residual=residual)
+    require_shape(name, y.shape, residual=residual)
+    return y
+
+
 def conv_shape(
     x: Spec,
     weight: Spec,
@@ -49,16 +67,10 @@ def conv_shape(
 ) -> Spec:
     """(B, C, H, W), (O, C/G, kh, kw), (O,) -> (B, O, Ho, Wo)"""
     name = "fused_conv2d"
-    check_ending(name, activation, lo, hi)
-    fits = isinstance(pads, tuple) and len(pads) == 4 and all(isinstance(p, int) and p >= 0 for p in pads)
-    require(fits and x.ndim == 4, name, "x (B, C, H, W) and four numbers of zeros", x=x, pads=pads)
+    check_pads(name, pads, x.ndim == 4, "x (B, C, H, W) and four numbers of zeros", x=x)
     top, left, bottom, right = pads
     padded = Spec((*x.shape[:-2], x.shape[-2] + top + bottom, x.shape[-1] + left + right), x.dtype)
-    y = OPS["conv2d"].shape(padded, weight, bias, padding=(0, 0), **attrs)
-    assert isinstance(y, Spec)
-    require_floats(name, residual=residual)
-    require_shape(name, y.shape, residual=residual)
-    return y
+    return fused_shape(name, "conv2d", (padded, weight, bias), residual, (activation, lo, hi), {**attrs, "padding": (0, 0)})
 
 
 def fused_conv2d(
@@ -86,12 +98,7 @@ def linear_shape(
     x: Spec, weight: Spec, bias: Spec | None = None, residual: Spec | None = None, *, activation: Any, lo: Any, hi: Any
 ) -> Spec:
     """(..., K), (N, K), (N,) -> (..., N)"""
-    check_ending("fused_linear", activation, lo, hi)
-    y = OPS["linear"].shape(x, weight, bias)
-    assert isinstance(y, Spec)
-    require_floats("fused_linear", residual=residual)
-    require_shape("fused_linear", y.shape, residual=residual)
-    return y
+    return fused_shape("fused_linear", "linear", (x, weight, bias), residual, (activation, lo, hi), {})
 
 
 def fused_linear(x: Any, weight: Any, bias: Any = None, residual: Any = None, *, activation: str, lo: float, hi: float) -> Any:

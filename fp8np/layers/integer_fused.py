@@ -12,18 +12,9 @@ from typing import Any
 
 import numpy as np
 
-from fp8np.layers._checks import require, require_floats, require_shape
+from fp8np.layers._checks import require
 from fp8np.layers._op import OPS, Spec, op
-from fp8np.layers.fused import activated, check_ending
-
-
-def _shape(product: str, own: str, inputs: tuple[Any, ...], residual: Spec | None, ending: tuple[Any, ...], attrs: Any) -> Spec:
-    check_ending(own, *ending)
-    y = OPS[product].shape(*inputs, **attrs)
-    assert isinstance(y, Spec)
-    require_floats(own, residual=residual)
-    require_shape(own, y.shape, residual=residual)
-    return y
+from fp8np.layers.fused import activated, check_pads, fused_shape
 
 
 def linear_shape(
@@ -41,7 +32,7 @@ def linear_shape(
 ) -> Spec:
     """As that of integer_linear"""
     inputs = x, x_scale, x_zero, weight, weight_scale, bias
-    return _shape("integer_linear", "fused_integer_linear", inputs, residual, (activation, lo, hi), {})
+    return fused_shape("fused_integer_linear", "integer_linear", inputs, residual, (activation, lo, hi), {})
 
 
 def fused_integer_linear(
@@ -84,11 +75,11 @@ def conv_shape(
     """As that of integer_conv1d or integer_conv2d"""
     name = "fused_integer_conv"
     require(x.ndim == weight.ndim and x.ndim in (3, 4), name, "x (B, C, H, W) or (B, C, L) and as many axes of weight", x=x, weight=weight)
-    fits = isinstance(pads, tuple) and len(pads) == 4 and all(isinstance(p, int) and p >= 0 for p in pads)
-    require(fits and (x.ndim == 4 or pads[::2] == (0, 0)), name, "four numbers of zeros, for lines none above and below", pads=pads)
+    lines = x.ndim == 4 or not isinstance(pads, tuple) or pads[::2] == (0, 0)
+    check_pads(name, pads, lines, "four numbers of zeros, for lines none above and below")
     sizes = (*x.shape[:2], *(n + before + after for n, (before, after) in zip(x.shape[2:], _around(pads, x.ndim), strict=True)))
     inputs = Spec(sizes, x.dtype), x_scale, x_zero, weight, weight_scale, bias
-    return _shape(_product(weight), name, inputs, residual, (activation, lo, hi), {**attrs, "padding": "valid"})
+    return fused_shape(name, _product(weight), inputs, residual, (activation, lo, hi), {**attrs, "padding": "valid"})
 
 
 def _around(pads: tuple[int, int, int, int], ndim: int) -> tuple[tuple[int, int], ...]:
